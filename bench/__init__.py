@@ -1,0 +1,1 @@
+"""Measurements: workloads, targets and a runner."""
