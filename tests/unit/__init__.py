@@ -1,0 +1,1 @@
+"""One file per module: no mount, no privilege, milliseconds each."""
