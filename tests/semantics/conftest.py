@@ -1,0 +1,72 @@
+"""Fixtures: one union per test, by each backend."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bench import targets
+from tests.semantics.rig import FUSE, NATIVE, Rig
+from tests.support import mounts, probe
+
+
+def _need(backend: str) -> None:
+    # the tests act as several users and look into trusted.* attributes
+    probe.need("root", "overlay" if backend == NATIVE else "fuse")
+    if backend == FUSE and shutil.which(targets.unionfs2_program()) is None:
+        pytest.fail("the unionfs2 command is not installed beside this Python; run ./dev setup")
+
+
+@pytest.fixture(params=[NATIVE, FUSE])
+def backend(request: pytest.FixtureRequest) -> str:
+    """Which mounter serves the union of this test."""
+    name = str(request.param)
+    _need(name)
+    return name
+
+
+@pytest.fixture(scope="session")
+def rigs() -> Iterator[Path]:
+    """Where this run makes its unions; sweeps the mounts that an aborted run left.
+
+    Not below pytest's own folder, which is closed to the ordinary users some tests act as.
+    """
+    home = Path(tempfile.gettempdir()) / "unionfs2-semantics"
+    home.mkdir(mode=0o755, exist_ok=True)
+    mounts.sweep(home)
+    run = Path(tempfile.mkdtemp(dir=home))
+    run.chmod(0o755)
+    lock = mounts.claim(run)
+    try:
+        yield run
+    finally:
+        mounts.detach(run)
+        shutil.rmtree(run)
+        os.close(lock)
+
+
+@pytest.fixture
+def rig(backend: str, rigs: Path) -> Iterator[Rig]:
+    """An unmounted union with one empty lower."""
+    made = Rig(backend, rigs)
+    try:
+        yield made
+    finally:
+        made.remove()
+
+
+@pytest.fixture
+def both(rigs: Path) -> Iterator[Rig]:
+    """A union that one test mounts by both backends in turn."""
+    _need(NATIVE)
+    _need(FUSE)
+    made = Rig(NATIVE, rigs)
+    try:
+        yield made
+    finally:
+        made.remove()
