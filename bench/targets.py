@@ -219,7 +219,7 @@ def _scratch_file() -> io.FileIO:
 
 
 def mount(source: str, target: Path, fstype: str, data: str, flags: int = 0) -> None:
-    """Call mount(2); OSError with the target as its file name."""
+    """Mount by the old system call. OSError carries the target as its file name."""
     args = (source.encode(), os.fsencode(target), fstype.encode(), flags, os.fsencode(data))
     if len(args[4]) > 4095:
         raise ValueError(f"{len(args[4])} bytes of mount options, the kernel reads 4095")
@@ -229,17 +229,17 @@ def mount(source: str, target: Path, fstype: str, data: str, flags: int = 0) -> 
 
 
 def unmount(target: Path, *, lazy: bool = False) -> None:
-    """Call umount2(2); OSError with the target as its file name."""
+    """Unmount. OSError carries the target as its file name."""
     if _libc.umount2(os.fsencode(target), _MNT_DETACH if lazy else 0) != 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code), os.fspath(target))
 
 
-def clear_away(layers: Layers) -> None:
+def clear_away(merged: Path) -> None:
     """Make sure that nothing is mounted and no server runs, whatever state a failure left."""
-    while fuse_server.is_mounted(layers.merged):
-        server = fuse_server.find_server(layers.merged)
-        unmount(layers.merged, lazy=True)
+    while fuse_server.is_mounted(merged):
+        server = fuse_server.find_server(merged)
+        unmount(merged, lazy=True)
         if server is not None:
             _end(server)
 
