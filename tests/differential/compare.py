@@ -1,0 +1,190 @@
+"""Rules of comparison (section 17 of the format): answers, merged views, upper directories."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, NamedTuple, TypeVar
+
+from tests.differential import known
+from tests.differential.leftovers import Stored, Upper, links_outside
+from tests.differential.looks import Look, View
+from tests.differential.script import Op, show
+from tests.differential.worker import Answer
+
+_PRIVATE: Final = (b"trusted.overlay.", b"user.overlay.")
+
+
+class Difference(NamedTuple):
+    """Something that is not equal. *kind*: call, view, upper, swap, work, lower, mount, hang,
+    log; *where*: the operation or path; *reference* and *other*: what each side has."""
+
+    kind: str
+    where: str
+    reference: object
+    other: object
+    op_index: int = -1
+
+    def __str__(self) -> str:
+        return (
+            f"[{self.kind}] {self.where}\n"
+            f"    reference: {_text(self.reference)}\n"
+            f"    other:     {_text(self.other)}"
+        )
+
+
+def _text(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 1500 else text[:1500] + " ..."
+
+
+def answers(
+    ops: Sequence[Op], one: Sequence[Answer], two: Sequence[Answer], excused: Counter[str]
+) -> tuple[int, Difference] | None:
+    """First difference between the answers to a batch, with its index in the batch."""
+    for index, (op, left, right) in enumerate(zip(ops, one, two, strict=True)):
+        if left == right:
+            continue
+        row = known.excuse(op, left, right)
+        if row is not None:
+            excused[row.ident] += 1
+            continue
+        shown = _narrow(left, right)
+        return index, Difference("call", show(op), *shown)
+    return None
+
+
+def _narrow(left: Answer, right: Answer) -> tuple[object, object]:
+    """The part of two answers that differs."""
+    if left[:2] != right[:2]:
+        return left[:2], right[:2]
+    first, second = dict(left[2]), dict(right[2])
+    keys = [key for key in first if first[key] != second.get(key)]
+    return (
+        {key: fields(first[key], second[key]) for key in keys},
+        {key: fields(second[key], first[key]) for key in keys},
+    )
+
+
+def fields(mine: Look | int, its: Look | int) -> object:
+    """Fields of *mine* that differ from *its*."""
+    if isinstance(mine, int) or isinstance(its, int):
+        return mine
+    pairs = zip(mine._fields, mine, its, strict=True)
+    return {name: value for name, value, other in pairs if value != other}
+
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+def _tables(
+    kind: str,
+    one: Mapping[bytes, V],
+    two: Mapping[bytes, V],
+    narrow: Callable[[V, V], Any],
+) -> list[Difference]:
+    found = []
+    for path in sorted(one.keys() | two.keys()):
+        left, right = one.get(path), two.get(path)
+        if left == right:
+            continue
+        if left is None or right is None:
+            found.append(Difference(kind, repr(path), left or "absent", right or "absent"))
+        else:
+            found.append(Difference(kind, repr(path), narrow(left, right), narrow(right, left)))
+    return found
+
+
+def _part(mine: Any, its: Any) -> object:
+    """Fields of a named tuple that differ; nested for the stat part."""
+    if not hasattr(mine, "_fields") or type(mine) is not type(its):
+        return mine
+    return {
+        name: _part(value, other) if name == "look" else value
+        for name, value, other in zip(mine._fields, mine, its, strict=True)
+        if value != other
+    }
+
+
+def views(kind: str, one: View, two: View) -> list[Difference]:
+    """Differences between two merged views."""
+    return _tables(kind, one, two, _part)
+
+
+def without_atime(view: View) -> View:
+    """For views at different moments: reading a view changes access times of upper files."""
+    return {path: seen._replace(look=seen.look._replace(atime=0)) for path, seen in view.items()}
+
+
+def uppers(one: Upper, two: Upper, *, listed: bool) -> list[Difference]:
+    """Differences between two upper directories.
+
+    *listed*: a directory was listed through the mounts since they began, so a useless ``impure``
+    may have been removed on either side (9.3).
+    """
+    left = _comparable(one, drop_useless_impure=listed)
+    right = _comparable(two, drop_useless_impure=listed)
+    found = _tables("upper", left, right, _part)
+    for name, upper in (("reference", one), ("other", two)):
+        found += [
+            Difference("upper", repr(path), name, f"{count} links not in the upper")
+            for path, count in links_outside(upper).items()
+        ]
+    return found
+
+
+def _comparable(found: Upper, *, drop_useless_impure: bool) -> dict[bytes, Stored | str]:
+    return {
+        path: item
+        if isinstance(item, str)
+        else item._replace(
+            xattrs=_xattrs(
+                path, item, keep_impure=not drop_useless_impure or _has_origin_below(found, path)
+            ),
+            blocks=0,
+        )
+        for path, item in found.items()
+    }
+
+
+def _xattrs(path: bytes, item: Stored, *, keep_impure: bool) -> tuple[tuple[bytes, bytes], ...]:
+    kept = []
+    for key, value in item.xattrs:
+        suffix = _suffix(key)
+        if suffix == b"impure" and not keep_impure:
+            continue
+        # The instance id is random: that there is one is all that can be equal.
+        kept.append((key, b"<any>" if suffix == b"uuid" and not path else value))
+    return tuple(kept)
+
+
+def _suffix(key: bytes) -> bytes:
+    for prefix in _PRIVATE:
+        if key.startswith(prefix):
+            return key[len(prefix) :]
+    return b""
+
+
+def _has_origin_below(found: Upper, path: bytes) -> bool:
+    prefix = path + b"/" if path else b""
+    return any(
+        isinstance(item, Stored)
+        and child.startswith(prefix)
+        and child != path
+        and b"/" not in child[len(prefix) :]
+        and any(_suffix(key) == b"origin" for key, _value in item.xattrs)
+        for child, item in found.items()
+    )
+
+
+def blocks(upper: Upper, lower_sizes: Mapping[bytes, int]) -> list[Difference]:
+    """Files of an upper that use much more space than their lower has bytes (lost holes)."""
+    found = []
+    for path, item in upper.items():
+        limit = lower_sizes.get(path)
+        if isinstance(item, str) or limit is None or not item.content:
+            continue
+        if item.blocks * 512 > max(limit, item.look.size) + (1 << 20):
+            found.append(Difference("upper", repr(path), f"at most {limit} + 1 MiB", item.blocks))
+    return found
