@@ -1,0 +1,177 @@
+"""Changing attributes and extended attributes of what the union shows.
+
+Permission is the door's business (the kernel checks against the merged inode); what happens
+here is copy-up, the change on the upper object, and the rules that overlayfs adds: protection
+marks, hidden and escaped names.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from . import copyup, creds, ondisk, protect
+from . import nodes as nd
+from . import syscalls as sc
+from .handles import FileHandle
+from .model import Caller, SetAttr
+from .nodes import Node
+from .stack import Stack, oserror
+
+_ACLS = (ondisk.ACL_ACCESS, ondisk.ACL_DEFAULT)
+# Attributes that a file without any listed attribute cannot have; label modules may answer for
+# others without listing them.
+_LISTED = (ondisk.CAPABILITY, *_ACLS)
+
+
+def set_attributes(stack: Stack, node: Node, new: SetAttr, handle: FileHandle | None) -> None:
+    """Apply *new*; size first, then owner, mode, times.
+
+    Raises EROFS, EPERM for protected files, EEXIST for an unlinked lower file, and what copy-up
+    and the calls on the upper raise.
+    """
+    check_attributes(stack, node, new)
+    copyup.whole(stack, node, limit=new.size)
+    if new.size is not None:
+        _set_size(stack, node, new.size, handle)
+    path, follow = stack.object_path(node)
+    if new.uid is not None or new.gid is not None:
+        uid = -1 if new.uid is None else new.uid
+        gid = -1 if new.gid is None else new.gid
+        sc.chown(path, uid, gid, follow_symlinks=follow)
+    if new.mode is not None:
+        change_mode(stack, node, stat.S_IMODE(new.mode))
+    if new.atime_ns is not None or new.mtime_ns is not None:
+        _set_times(stack, node, new.atime_ns, new.mtime_ns)
+
+
+def check_attributes(stack: Stack, node: Node, new: SetAttr) -> None:
+    """EROFS, or EPERM for protected files."""
+    _ = stack.w
+    if new.size is not None:
+        protect.check_write(stack, node, append=False)
+    if any(field is not None for field in (new.mode, new.uid, new.gid)):
+        protect.check_metadata(stack, node)
+    if new.atime_ns is not None or new.mtime_ns is not None:
+        protect.check_metadata(stack, node)
+
+
+def _set_size(stack: Stack, node: Node, size: int, handle: FileHandle | None) -> None:
+    if handle is not None and handle.writable:
+        sc.ftruncate(handle.fd, size)
+        return
+    for other in node.handles or ():
+        # A file that its owner may not open for writing any more can still be open.
+        if other.writable:
+            sc.ftruncate(other.fd, size)
+            return
+    fd = open_object(stack, node, os.O_WRONLY)
+    try:
+        sc.ftruncate(fd, size)
+    finally:
+        os.close(fd)
+
+
+def open_object(stack: Stack, node: Node, flags: int) -> int:
+    """Open the object of a node; never follows a link, never waits for a fifo."""
+    flags |= os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+    if node.orphan >= 0:
+        return os.open(sc.fd_path(node.orphan), flags & ~os.O_NOFOLLOW)
+    low = node.low
+    if low is not None:
+        return low.branch.open_file(node.name, low.at(), flags)
+    dir_fd, name = stack.place(node)
+    return os.open(name, flags, dir_fd=dir_fd)
+
+
+def change_mode(stack: Stack, node: Node, mode: int) -> None:
+    """chmod of the upper object of *node*."""
+    if node.orphan >= 0 or node.parent is None:
+        path, _ = stack.object_path(node)
+        os.chmod(path, mode)
+        return
+    dir_fd, name = stack.place(node)
+    sc.chmod(name, dir_fd, mode)
+
+
+def _set_times(stack: Stack, node: Node, atime_ns: int | None, mtime_ns: int | None) -> None:
+    if node.orphan >= 0 or node.parent is None:
+        path, _ = stack.object_path(node)
+        sc.utimes_path(path, atime_ns, mtime_ns)
+        return
+    dir_fd, name = stack.place(node)
+    sc.utimes(name, dir_fd, atime_ns, mtime_ns)
+
+
+# --- extended attributes ------------------------------------------------------------------------
+
+
+def get_xattr(stack: Stack, node: Node, key: bytes) -> bytes:
+    """Value of *key* in the merged view; ENODATA for our own marks, EINVAL for the bare prefix."""
+    if node.flags & nd.NO_XATTRS and key in _LISTED:
+        raise oserror(errno.ENODATA)
+    disk_key = stack.dialect.to_disk(key)
+    path, follow = stack.object_path(node)
+    return os.getxattr(path, disk_key, follow_symlinks=follow)
+
+
+def list_xattrs(stack: Stack, node: Node, caller: Caller | None = None) -> list[bytes]:
+    """Names in the merged view; trusted.* only for a caller who may see them."""
+    if node.flags & nd.NO_XATTRS:
+        return []
+    path, follow = stack.object_path(node)
+    try:
+        raw = os.listxattr(path, follow_symlinks=follow)
+    except OSError as exc:
+        if exc.errno == errno.EOPNOTSUPP:
+            return []
+        raise
+    shown = [stack.dialect.to_view(os.fsencode(key)) for key in raw]
+    keys = [key for key in shown if key is not None]
+    if caller is not None and any(key.startswith(ondisk.TRUSTED_NAMESPACE) for key in keys):
+        if not creds.sees_trusted(caller):
+            keys = [key for key in keys if not key.startswith(ondisk.TRUSTED_NAMESPACE)]
+    return keys
+
+
+def check_xattr(stack: Stack, node: Node, key: bytes) -> bytes:
+    """Name of *key* on disk; EROFS, EINVAL, or EPERM for protected files."""
+    _ = stack.w
+    disk_key = stack.dialect.to_disk(key)
+    protect.check_metadata(stack, node)
+    return disk_key
+
+
+def set_xattr(
+    stack: Stack, node: Node, key: bytes, value: bytes, flags: int, caller: Caller | None = None
+) -> None:
+    """Set *key*; copy-up first. *flags*: XATTR_CREATE or XATTR_REPLACE."""
+    disk_key = check_xattr(stack, node, key)
+    copyup.whole(stack, node)
+    node.flags &= ~nd.NO_XATTRS
+    path, follow = stack.object_path(node)
+    sc.setxattr(path, disk_key, value, flags, follow_symlinks=follow)
+    if key == ondisk.ACL_ACCESS and caller is not None:
+        _drop_sgid(stack, node, caller)
+
+
+def remove_xattr(stack: Stack, node: Node, key: bytes) -> None:
+    """Remove *key*; an absent one is ENODATA and copies nothing up (ovl_xattr_set())."""
+    disk_key = check_xattr(stack, node, key)
+    if not node.in_upper:
+        path, follow = stack.object_path(node)
+        os.getxattr(path, disk_key, follow_symlinks=follow)
+    copyup.whole(stack, node)
+    path, follow = stack.object_path(node)
+    sc.removexattr(path, disk_key, follow_symlinks=follow)
+
+
+def _drop_sgid(stack: Stack, node: Node, caller: Caller) -> None:
+    """A new access ACL by somebody outside the file's group clears sgid
+    (posix_acl_update_mode() in fs/posix_acl.c)."""
+    st = stack.stat(node)
+    if not st.st_mode & stat.S_ISGID or st.st_gid in creds.groups_of(caller):
+        return
+    if not creds.keeps_suid(caller):
+        change_mode(stack, node, stat.S_IMODE(st.st_mode) & ~stat.S_ISGID)

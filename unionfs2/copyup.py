@@ -1,0 +1,406 @@
+"""Copy-up: bring one object to the upper branch, as fs/overlayfs/copy_up.c does.
+
+Three steps: *prepare* (missing ancestors, ``impure`` on the parent), *copy* into an unnamed or
+work-directory file, *publish* under the name. A ``CopyJob`` owns descriptors only, so its
+``run()`` may happen in another thread while the core goes on; ``publish()`` belongs to the core.
+
+Invariant: the upper shows either nothing or the complete object under the name, at any instant.
+Invariant: a name that exists in the upper is never replaced (EEXIST).
+Invariant: atime and mtime of the parent are what they were before.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from . import nodes as nd
+from . import ondisk, origin
+from . import syscalls as sc
+from .branch import RealDir
+from .nodes import Dir, Node
+from .stack import Stack, oserror
+
+# Data goes in pieces as in the kernel (OVL_COPY_UP_CHUNK_SIZE), holes are skipped between them.
+_CHUNK = 1 << 20
+_KEPT_FLAGS = sc.FS_SYNC_FL | sc.FS_NOATIME_FL
+_PROTECTING = sc.FS_IMMUTABLE_FL | sc.FS_APPEND_FL
+_SKIPPABLE = frozenset((errno.EOPNOTSUPP, errno.EPERM, errno.ENODATA))
+
+
+class CopyJob:
+    """A regular file on its way up. ``run()`` touches nothing but its own two descriptors."""
+
+    __slots__ = ("_src", "_stack", "_tmp", "_tmp_name", "node", "size", "st")
+
+    def __init__(self, stack: Stack, node: Node, st: os.stat_result, size: int) -> None:
+        self._stack = stack
+        self.node = node
+        self.st = st
+        self.size = size
+        self._src = -1
+        self._tmp = -1
+        self._tmp_name = b""
+        low = node.low
+        assert low is not None
+        self._src = low.branch.open_file(node.name, low.at())
+        try:
+            self._tmp, self._tmp_name = _open_temp(stack)
+        except OSError:
+            self.close()
+            raise
+
+    def run(self) -> None:
+        """Copy data and everything else that belongs to the object. May take long."""
+        if self.size and not sc.clone_data(self._src, self._tmp):
+            copy_data(self._src, self._tmp, self.size)
+        if self.size < self.st.st_size or not self.size:
+            sc.ftruncate(self._tmp, self.size)
+        copy_metadata(self._stack, self.node, self.st, self._tmp, self._src)
+        if not self._stack.policy.volatile:
+            sc.fsync(self._tmp)
+
+    def publish(self) -> None:
+        """Give the copy its name. needs: the node was not changed since prepare."""
+        node, stack = self.node, self._stack
+        parent = node.parent
+        if node.low is None or node.flags & nd.DEAD or parent is None:
+            # Unlinked while it was copied: the kernel's overlay answers EEXIST, too.
+            raise oserror(errno.EEXIST, node.name)
+        upper = parent.upper
+        assert upper is not None
+        with _ParentTimes(upper):
+            if self._tmp_name:
+                sc.rename(
+                    self._tmp_name, stack.w.work_fd, node.name, upper.at(), sc.RENAME_NOREPLACE
+                )
+                self._tmp_name = b""
+            else:
+                sc.link_fd(self._tmp, node.name, upper.at())
+        _arrived(stack, node, self.st)
+        _switch_handles(node, upper)
+
+    def close(self) -> None:
+        """Give back what is left; safe at any point."""
+        for fd in (self._src, self._tmp):
+            if fd >= 0:
+                os.close(fd)
+        self._src = self._tmp = -1
+        if self._tmp_name:
+            _discard(self._stack, self._tmp_name)
+            self._tmp_name = b""
+
+
+def _open_temp(stack: Stack) -> tuple[int, bytes]:
+    work_fd = stack.w.work_fd
+    try:
+        flags = os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC
+        return sc.create_at(b".", flags, 0o600, dir_fd=work_fd), b""
+    except OSError as exc:
+        if exc.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL):
+            raise
+    name = stack.w.names.next()
+    flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+    return sc.create_at(name, flags, 0o600, dir_fd=work_fd), name
+
+
+def _discard(stack: Stack, name: bytes) -> None:
+    try:
+        sc.unlink(name, dir_fd=stack.w.work_fd)
+    except OSError:
+        return  # the next mount empties the work directory
+
+
+class _ParentTimes:
+    """Puts atime and mtime of the parent back (best effort, as ovl_do_copy_up())."""
+
+    __slots__ = ("_dir", "_st")
+
+    def __init__(self, directory: RealDir) -> None:
+        self._dir = directory
+        self._st = os.stat(directory.at())
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            sc.futimes(self._dir.at(), self._st.st_atime_ns, self._st.st_mtime_ns)
+        except OSError:
+            return
+
+
+def _switch_handles(node: Node, upper: RealDir) -> None:
+    for handle in node.handles or ():
+        if not handle.in_upper:
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+            handle.replace(os.open(node.name, flags, dir_fd=upper.at()))
+
+
+def _arrived(stack: Stack, node: Node, st: os.stat_result) -> None:
+    """The object of *node* is in the upper now."""
+    node.low = None
+    stack.changed.append(node)
+    node.flags &= ~(nd.LOWER_LINKS | nd.NO_XATTRS)
+    if st.st_nlink == 1:
+        node.flags |= nd.ORIGIN
+        return
+    # A broken hard link is a file of its own from here on, with a number of its own.
+    assert stack.upper is not None
+    node.ino = stack.ino_of(stack.stat(node), stack.upper)
+
+
+# --- data ---------------------------------------------------------------------------------------
+
+
+def copy_data(src: int, dst: int, size: int) -> None:
+    """Copy *size* bytes, leaving out holes between pieces of 1 MiB (ovl_copy_up_file())."""
+    offset = 0
+    while offset < size:
+        try:
+            offset = max(offset, os.lseek(src, offset, os.SEEK_DATA))
+        except OSError as exc:
+            if exc.errno == errno.ENXIO:
+                break  # nothing but a hole up to the end
+            if exc.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+                raise
+        if offset >= size:
+            break
+        offset += _copy_piece(src, dst, offset, min(_CHUNK, size - offset))
+    if os.fstat(dst).st_size < size:
+        sc.ftruncate(dst, size)
+
+
+def _copy_piece(src: int, dst: int, offset: int, length: int) -> int:
+    try:
+        done = sc.copy_range(src, dst, length, offset, offset)
+        if done:
+            return done
+    except OSError as exc:
+        if exc.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+    data = os.pread(src, length, offset)
+    if not data:
+        raise oserror(errno.EIO)  # the lower file became shorter under our hands
+    view = memoryview(data)
+    done = 0
+    while done < len(data):
+        done += sc.pwrite(dst, view[done:], offset + done)
+    return done
+
+
+# --- metadata -----------------------------------------------------------------------------------
+
+
+def copy_metadata(stack: Stack, node: Node, st: os.stat_result, dst: int, src: int) -> None:
+    """Owner, mode, attributes, flags, origin and times for an open new file or directory.
+
+    Owner first, because chown strips ``security.capability``; mode after the attributes, because
+    a server without privilege may need the write bit to set them; times last.
+    """
+    sc.fchown(dst, st.st_uid, st.st_gid)
+    src_path, dst_path = sc.fd_path(src), sc.fd_path(dst)
+    copy_xattrs(stack, src_path, dst_path, follow=True)
+    copy_flags(stack, src, dst, dst_path)
+    if st.st_nlink == 1 or node.is_dir:
+        set_origin(stack, node, dst_path, follow=True)
+    sc.fchmod(dst, stat.S_IMODE(st.st_mode))
+    sc.futimes(dst, st.st_atime_ns, st.st_mtime_ns)
+
+
+def copy_xattrs(stack: Stack, src: bytes, dst: bytes, *, follow: bool) -> None:
+    """All attributes but our own marks. One that the upper cannot store is left out, except
+    ``security.*`` and ACLs (ovl_copy_xattr(), ovl_must_copy_xattr())."""
+    try:
+        keys = [os.fsencode(key) for key in os.listxattr(src, follow_symlinks=follow)]
+    except OSError as exc:
+        if exc.errno == errno.EOPNOTSUPP:
+            return
+        raise
+    for key in keys:
+        if stack.dialect.is_private(key):
+            continue
+        try:
+            value = os.getxattr(src, key, follow_symlinks=follow)
+            sc.setxattr(dst, key, value, 0, follow_symlinks=follow)
+        except OSError as exc:
+            must = key.startswith(ondisk.SECURITY_PREFIX) or key in (
+                ondisk.ACL_ACCESS,
+                ondisk.ACL_DEFAULT,
+            )
+            if must or exc.errno not in _SKIPPABLE:
+                raise
+
+
+def copy_flags(stack: Stack, src: int, dst: int, dst_path: bytes) -> None:
+    """sync and noatime on the inode; immutable and append-only as ``protattr``
+    (ovl_copy_fileattr())."""
+    flags = sc.inode_flags(src)
+    if flags & _PROTECTING:
+        value = (b"a" if flags & sc.FS_APPEND_FL else b"") + (
+            b"i" if flags & sc.FS_IMMUTABLE_FL else b""
+        )
+        sc.setxattr(dst_path, stack.dialect.protattr, value, 0)
+    if flags & _KEPT_FLAGS:
+        sc.set_inode_flags(dst, sc.inode_flags(dst) | flags & _KEPT_FLAGS)
+
+
+def set_origin(stack: Stack, node: Node, dst: bytes, *, follow: bool) -> None:
+    """Remember where the copy came from; an upper without attributes does without."""
+    low = node.lowers[0] if isinstance(node, Dir) else None
+    if low is not None:
+        assert low.parent is not None
+        value = origin.of_object(low.branch, low.name, low.parent.at())
+    else:
+        assert node.low is not None
+        value = origin.of_object(node.low.branch, node.name, node.low.at())
+    try:
+        sc.setxattr(dst, stack.dialect.origin, value, 0, follow_symlinks=follow)
+    except OSError as exc:
+        if exc.errno not in (errno.EPERM, errno.EOPNOTSUPP):
+            raise
+
+
+# --- the operations -----------------------------------------------------------------------------
+
+
+def check_mapped(st: os.stat_result, name: bytes) -> None:
+    """EOVERFLOW for an owner without a number in the mounter's user namespace."""
+    if _unmapped is not None and (st.st_uid in _unmapped or st.st_gid in _unmapped):
+        raise oserror(errno.EOVERFLOW, name)
+
+
+def _overflow_ids() -> frozenset[int] | None:
+    """Ids shown for unmapped owners; None in the initial namespace, where all are mapped."""
+    try:
+        with open("/proc/self/uid_map", "rb") as uid_map:
+            fields = uid_map.read().split()
+        if fields[:2] == [b"0", b"0"] and len(fields) == 3 and int(fields[2]) == 0xFFFFFFFF:
+            return None
+        ids = set()
+        for name in ("overflowuid", "overflowgid"):
+            with open(f"/proc/sys/kernel/{name}", "rb") as number:
+                ids.add(int(number.read()))
+    except OSError:
+        return frozenset({65534})
+    return frozenset(ids)
+
+
+_unmapped = _overflow_ids()
+
+
+def directory(stack: Stack, node: Dir) -> RealDir:
+    """The upper directory of *node*, copied up with all missing ancestors first."""
+    if node.upper is not None:
+        return node.upper
+    chain = []
+    here: Dir | None = node
+    while here is not None and here.upper is None:
+        chain.append(here)
+        here = here.parent
+    if here is None:
+        raise oserror(errno.EROFS)
+    for missing in reversed(chain):
+        _copy_directory(stack, missing)
+    assert node.upper is not None
+    return node.upper
+
+
+def _copy_directory(stack: Stack, node: Dir) -> None:
+    parent = node.parent
+    assert parent is not None and parent.upper is not None
+    w = stack.w
+    low = node.lowers[0]
+    st = os.stat(low.at())
+    check_mapped(st, node.name)
+    stack.mark_impure(parent)
+    name = w.names.next()
+    sc.mkdir(name, 0o700, dir_fd=w.work_fd)
+    try:
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        dst = os.open(name, flags, dir_fd=w.work_fd)
+        try:
+            src = low.open_list()
+            try:
+                copy_metadata(stack, node, st, dst, src)
+            finally:
+                os.close(src)
+        finally:
+            os.close(dst)
+        with _ParentTimes(parent.upper):
+            sc.rename(name, w.work_fd, node.name, parent.upper.at(), sc.RENAME_NOREPLACE)
+    except OSError:
+        sc.rmdir(name, dir_fd=w.work_fd)
+        raise
+    node.upper = parent.upper.child(node.name)
+    node.whiteouts = True
+    node.flags &= ~nd.NO_XATTRS
+    stack.changed.append(node)
+
+
+def prepare(stack: Stack, node: Node, *, limit: int | None = None) -> CopyJob | None:
+    """First step for a non-directory. A regular file gives a job; anything else is complete.
+
+    None when there is nothing left to do. *limit*: bytes wanted at most (0 for O_TRUNC).
+    Raises EROFS, EOVERFLOW, EPERM, ENOSPC, EDQUOT ...; nothing visible has changed then, except
+    that ancestors may be in the upper.
+    """
+    if node.low is None:
+        return None
+    w = stack.w
+    parent = node.parent
+    if parent is None or node.flags & nd.DEAD:
+        raise oserror(errno.EEXIST, node.name)
+    st = stack.stat(node)
+    check_mapped(st, node.name)
+    directory(stack, parent)
+    stack.mark_impure(parent)
+    if node.is_regular:
+        size = st.st_size if limit is None else min(limit, st.st_size)
+        return CopyJob(stack, node, st, size)
+    _copy_special(stack, node, st, w.names.next())
+    return None
+
+
+def _copy_special(stack: Stack, node: Node, st: os.stat_result, temp: bytes) -> None:
+    """Symlink, fifo, socket or device: made in the work directory and moved into place."""
+    assert node.low is not None and node.parent is not None
+    work_fd = stack.w.work_fd
+    upper = node.parent.upper
+    assert upper is not None
+    is_link = stat.S_ISLNK(st.st_mode)
+    if is_link:
+        sc.symlink(os.readlink(node.name, dir_fd=node.low.at()), temp, dir_fd=work_fd)
+    else:
+        sc.mknod(temp, stat.S_IFMT(st.st_mode) | 0o600, st.st_rdev, dir_fd=work_fd)
+    try:
+        sc.chown(temp, st.st_uid, st.st_gid, dir_fd=work_fd, follow_symlinks=False)
+        if not is_link:
+            sc.chmod(temp, work_fd, stat.S_IMODE(st.st_mode))
+        src = sc.entry_path(node.low.at(), node.name)
+        dst = sc.entry_path(work_fd, temp)
+        copy_xattrs(stack, src, dst, follow=False)
+        if st.st_nlink == 1:
+            set_origin(stack, node, dst, follow=False)
+        sc.utimes(temp, work_fd, st.st_atime_ns, st.st_mtime_ns)
+        with _ParentTimes(upper):
+            sc.rename(temp, work_fd, node.name, upper.at(), sc.RENAME_NOREPLACE)
+    except OSError:
+        _discard(stack, temp)
+        raise
+    _arrived(stack, node, st)
+
+
+def whole(stack: Stack, node: Node, *, limit: int | None = None) -> None:
+    """All steps at once, for callers that may wait."""
+    if isinstance(node, Dir):
+        directory(stack, node)
+        return
+    job = prepare(stack, node, limit=limit)
+    if job is not None:
+        try:
+            job.run()
+            job.publish()
+        finally:
+            job.close()

@@ -1,0 +1,142 @@
+"""Open files: opening with copy-up, reading, writing, and what outlives an unlink."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from . import attrs, copyup, creds, protect
+from . import syscalls as sc
+from .handles import FileHandle
+from .model import Caller
+from .nodes import Node
+from .stack import Stack, oserror
+
+# What a caller asked for that the real file must not see: the offset of a write comes with the
+# request (O_APPEND would override it), buffers are not aligned (O_DIRECT), names are ours.
+_NOT_PASSED = (
+    os.O_APPEND
+    | os.O_DIRECT
+    | os.O_CREAT
+    | os.O_EXCL
+    | os.O_NOCTTY
+    | os.O_NOATIME
+    | getattr(os, "FASYNC", 0o20000)
+)
+_SYNC = os.O_SYNC | os.O_DSYNC
+
+
+def wants_write(flags: int) -> bool:
+    """O_TRUNC counts with any access mode (ovl_open_flags_need_copy_up())."""
+    return flags & os.O_ACCMODE != os.O_RDONLY or bool(flags & os.O_TRUNC)
+
+
+def passed_flags(flags: int) -> int:
+    return flags & ~_NOT_PASSED
+
+
+def copy_limit(flags: int) -> int | None:
+    """How much data an open for writing needs copied up: none with O_TRUNC."""
+    return 0 if flags & os.O_TRUNC else None
+
+
+def check_open(stack: Stack, node: Node, flags: int) -> None:
+    """What can be refused before anything is copied up. EROFS, EPERM, EISDIR, ENXIO."""
+    if node.is_dir:
+        raise oserror(errno.EISDIR, node.name)
+    if not node.is_regular:
+        raise oserror(errno.ENXIO, node.name)
+    if not wants_write(flags):
+        return
+    _ = stack.w
+    appending = bool(flags & os.O_APPEND) and not flags & os.O_TRUNC
+    protect.check_write(stack, node, append=appending)
+
+
+def open_file(stack: Stack, node: Node, flags: int, caller: Caller | None = None) -> FileHandle:
+    """Open a regular file; copies it up first when *flags* ask for writing."""
+    check_open(stack, node, flags)
+    writing = wants_write(flags)
+    if writing:
+        copyup.whole(stack, node, limit=copy_limit(flags))
+        if flags & os.O_TRUNC and caller is not None:
+            _drop_privileges_on_truncate(stack, node, caller)
+    fd = attrs.open_object(stack, node, passed_flags(flags))
+    return adopt(node, fd, flags)
+
+
+def _drop_privileges_on_truncate(stack: Stack, node: Node, caller: Caller) -> None:
+    """An O_TRUNC that arrives with the open is a truncation by the caller, not by the server:
+    suid and sgid go unless the caller may keep them (should_remove_suid() in fs/inode.c)."""
+    st = stack.stat(node)
+    drop = st.st_mode & stat.S_ISUID
+    if st.st_mode & (stat.S_ISGID | stat.S_IXGRP) == stat.S_ISGID | stat.S_IXGRP:
+        drop |= stat.S_ISGID
+    elif st.st_mode & stat.S_ISGID and st.st_gid not in creds.groups_of(caller):
+        drop |= stat.S_ISGID
+    if drop and not creds.keeps_suid(caller):
+        attrs.change_mode(stack, node, stat.S_IMODE(st.st_mode) & ~drop)
+
+
+def adopt(node: Node, fd: int, flags: int) -> FileHandle:
+    """A handle for an open descriptor of *node*."""
+    handle = FileHandle(
+        fd,
+        node,
+        in_upper=node.low is None,
+        writable=flags & os.O_ACCMODE != os.O_RDONLY,
+        sync=bool(flags & _SYNC),
+    )
+    if node.handles is None:
+        node.handles = []
+    node.handles.append(handle)
+    return handle
+
+
+def read(handle: FileHandle, offset: int, size: int) -> bytes:
+    return os.pread(handle.fd, size, offset)
+
+
+def write(handle: FileHandle, offset: int, data: bytes | memoryview) -> int:
+    """All of *data*, or an error; what was written before an error counts."""
+    if not handle.writable:
+        raise oserror(errno.EBADF)
+    fd = handle.fd
+    done = sc.pwrite(fd, data, offset)
+    if done == len(data):
+        return done
+    view = memoryview(data)
+    while done < len(data):
+        try:
+            more = sc.pwrite(fd, view[done:], offset + done)
+        except OSError:
+            break
+        if not more:
+            break
+        done += more
+    return done
+
+
+def sync(stack: Stack, handle: FileHandle, *, data_only: bool) -> None:
+    """fsync(2) of an upper file; a lower one is clean by definition (ovl_fsync())."""
+    if not handle.in_upper or stack.policy.volatile:
+        return
+    if data_only:
+        sc.fdatasync(handle.fd)
+    else:
+        sc.fsync(handle.fd)
+
+
+def release(stack: Stack, handle: FileHandle) -> None:
+    """Close; the node may go with its last handle."""
+    node = handle.node
+    os.close(handle.fd)
+    handle.fd = -1
+    if node.handles is not None:
+        node.handles.remove(handle)
+        if not node.handles:
+            node.handles = None
+            if not node.lookups:
+                stack.nodes.reap(node)
+

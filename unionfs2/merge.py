@@ -1,0 +1,120 @@
+"""Listings: the names of one or many real directories as the merged view shows them.
+
+Rules of ovl_dir_read_merged() (fs/overlayfs/readdir.c): the top-most layer that has a name
+decides; whiteouts hide. A directory that is not merged is passed through as it is, stray
+whiteouts included.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from . import syscalls as sc
+from . import whiteout
+from .branch import RealDir
+from .model import Entry
+from .nodes import Dir
+from .stack import Stack, oserror
+
+_S_IFDIR = stat.S_IFDIR
+_S_IFREG = stat.S_IFREG
+_S_IFLNK = stat.S_IFLNK
+
+
+def read_names(directory: RealDir) -> list[Entry]:
+    """Names of one real directory with inode number and kind, in its own order."""
+    fd = directory.open_list()
+    try:
+        with os.scandir(fd) as names:
+            return [_entry(name) for name in names]
+    finally:
+        os.close(fd)
+
+
+def _entry(found: os.DirEntry[str]) -> Entry:
+    # is_*() answer from d_type; only other kinds, and file systems without d_type, cost a stat.
+    if found.is_file(follow_symlinks=False):
+        kind = _S_IFREG
+    elif found.is_dir(follow_symlinks=False):
+        kind = _S_IFDIR
+    elif found.is_symlink():
+        kind = _S_IFLNK
+    else:
+        kind = _other_kind(found)
+    return Entry(os.fsencode(found.name), found.inode(), kind)
+
+
+# Entry.kind of a character device 0:0: no kind that a file can have.
+WHITEOUT = 0o160000
+
+
+def _other_kind(found: os.DirEntry[str]) -> int:
+    try:
+        st = found.stat(follow_symlinks=False)
+    except FileNotFoundError:
+        return WHITEOUT
+    return WHITEOUT if whiteout.is_device(st) else stat.S_IFMT(st.st_mode)
+
+
+def hides(stack: Stack, directory: RealDir, entry: Entry) -> bool:
+    """Whether *entry* is a whiteout as far as listings see it (ovl_check_empty_dir(), ovl_fill*):
+    the attribute form counts in directories marked ``opaque=x`` only."""
+    if entry.kind == WHITEOUT:
+        return True
+    if entry.kind != _S_IFREG or directory not in stack.xwhiteout_dirs:
+        return False
+    dir_fd = directory.at()
+    st = sc.lstat_or_none(entry.name, dir_fd)
+    return (
+        st is not None
+        and st.st_size == 0
+        and whiteout.has_mark(stack.dialect, entry.name, dir_fd)
+    )
+
+
+def listing(stack: Stack, node: Dir) -> list[Entry]:
+    """All visible names of *node*, without "." and "..".
+
+    Inode numbers are those of the real objects; whoever needs st_ino looks the name up.
+    """
+    if not node.merged and not node.whiteouts:
+        return [_as_device(entry) for entry in read_names(node.top)]
+    merged: dict[bytes, Entry | None] = {}
+    layers = [node.upper, *node.lowers] if node.upper is not None else list(node.lowers)
+    for directory in layers:
+        for entry in read_names(directory):
+            if entry.name not in merged:
+                merged[entry.name] = None if hides(stack, directory, entry) else entry
+    return [entry for entry in merged.values() if entry is not None]
+
+
+def _as_device(entry: Entry) -> Entry:
+    return entry._replace(kind=stat.S_IFCHR) if entry.kind == WHITEOUT else entry
+
+
+def whiteouts_of_empty(stack: Stack, node: Dir) -> list[bytes]:
+    """Whiteouts in the upper directory of *node*; ENOTEMPTY if anything is visible.
+
+    Source: ovl_check_empty_dir().
+    """
+    if listing(stack, node):
+        raise oserror(errno.ENOTEMPTY, node.name)
+    if node.upper is None:
+        return []
+    return [entry.name for entry in read_names(node.upper)]
+
+
+def listed_although_hidden(stack: Stack, node: Dir, name: bytes) -> bool:
+    """Whether a name that lookup denies is nevertheless shown by listings: a stray whiteout in
+    a directory that is not merged, or an attribute whiteout without ``opaque=x``."""
+    layers = [node.upper, *node.lowers] if node.upper is not None else list(node.lowers)
+    for directory in layers:
+        st = sc.lstat_or_none(name, directory.at())
+        if st is None:
+            continue
+        if whiteout.is_device(st):
+            return not node.merged and not node.whiteouts
+        return directory not in stack.xwhiteout_dirs
+    return False

@@ -1,0 +1,224 @@
+"""From a MountSpec to a Stack: opens the branches and makes the upper ready.
+
+Layers are opened once, as private clones of the one mount they are on where that is allowed
+(open_tree(2)), so nothing mounted below a layer is entered and later renames of a layer directory
+do not matter. Without that right, mount points below a layer are refused one by one.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from contextlib import ExitStack
+
+from . import mountcalls, ondisk, privilege, workdir
+from . import syscalls as sc
+from .branch import Branch, FdCache, Identity
+from .errors import LayerError, OptionError, show
+from .options import MountSpec
+from .stack import Policy, Stack
+from .whiteout import Dialect
+
+_LOWER_SET = mountcalls.MOUNT_ATTR_RDONLY | mountcalls.MOUNT_ATTR_NOATIME
+_ATIME_BITS = 0x70
+_FDS_PER_BRANCH = 1
+_FDS_RESERVED = 64
+_CACHE_MAX = 1024
+
+
+class Opened:
+    """A stack and what has to be given back after it."""
+
+    def __init__(self, stack: Stack, resources: ExitStack, dialect: Dialect) -> None:
+        self.stack = stack
+        self.dialect = dialect
+        self._resources = resources
+
+    def close(self) -> None:
+        self._resources.close()
+
+
+def open_stack(spec: MountSpec, *, clean_work: bool = True) -> Opened:
+    """Open all branches of *spec*. Raises LayerError, OptionError, OSError; leaves nothing open.
+
+    *clean_work* is False while another live mount uses the same work directory.
+    """
+    _refuse_unsupported(spec)
+    if not spec.lower:
+        raise OptionError("no lower directory given: add lowerdir=DIR[:DIR...]")
+    userxattr = privilege.default_userxattr() if spec.userxattr is None else spec.userxattr
+    dialect = Dialect(userxattr=userxattr)
+    with ExitStack() as resources:
+        cache = FdCache(_cache_limit(len(spec.lower)))
+        resources.callback(cache.close_all)
+        lowers = [
+            _open_lower(index, path, cache, resources) for index, path in enumerate(spec.lower, 1)
+        ]
+        upper: Branch | None = None
+        work_fd = -1
+        if spec.upper is not None and spec.work is not None:
+            upper, work_fd = _open_upper(spec, cache, resources, clean=clean_work)
+        _identify(lowers, upper, resources)
+        if upper is not None:
+            _mark_instance(spec, upper, dialect)
+        policy = Policy(
+            follow_redirects=spec.redirect_dir != "nofollow" and not userxattr,
+            volatile=spec.volatile or spec.fsync == "off",
+            read_only=spec.read_only,
+        )
+        stack = Stack(lowers, upper, work_fd, dialect, cache, policy)
+        return Opened(stack, resources.pop_all(), dialect)
+
+
+def _refuse_unsupported(spec: MountSpec) -> None:
+    """Options of the kernel's overlay that this implementation does not do."""
+    asked = {
+        "redirect_dir=on": spec.redirect_dir == "on",
+        "metacopy=on": spec.metacopy,
+        "index=on": spec.index,
+        "nfs_export=on": spec.nfs_export,
+        "data-only layers": bool(spec.data),
+        "uidmapping": bool(spec.uidmapping),
+        "gidmapping": bool(spec.gidmapping),
+    }
+    for name, wanted in asked.items():
+        if wanted:
+            raise OptionError(
+                f"{name} is not supported by the FUSE backend: leave it out, or use"
+                " --backend native where the kernel's overlay is available"
+            )
+
+
+def _cache_limit(branches: int) -> int:
+    try:
+        import resource
+
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    except (ImportError, OSError):
+        limit = 1024
+    free = limit - branches * _FDS_PER_BRANCH - _FDS_RESERVED
+    if free < 32:
+        raise LayerError(
+            f"{branches} layers need more open files than the limit of {limit} allows:"
+            " raise it (ulimit -n) or use fewer layers",
+            errno=errno.EMFILE,
+        )
+    return min(_CACHE_MAX, free // 2)
+
+
+def _open_lower(index: int, path: bytes, cache: FdCache, resources: ExitStack) -> Branch:
+    fd = _open_root("lower", path)
+    clone = _clone(fd)
+    if clone >= 0:
+        os.close(fd)
+        try:
+            mountcalls.mount_setattr(clone, _LOWER_SET, _ATIME_BITS)
+        except OSError:
+            pass  # reading then falls back to O_NOATIME
+    branch = Branch(index, path, clone if clone >= 0 else fd, cache, private=clone >= 0)
+    resources.callback(branch.close)
+    return branch
+
+
+def _open_root(role: str, path: bytes) -> int:
+    try:
+        return os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as exc:
+        raise LayerError(
+            f"cannot open {role} directory {show(path)}: {os.strerror(exc.errno or 0)};"
+            " check the path and its permissions",
+            errno=exc.errno or errno.EIO,
+        ) from exc
+
+
+def _clone(fd: int) -> int:
+    """A private clone of the mount of *fd*, rooted there; -1 where that is not allowed."""
+    try:
+        return mountcalls.open_tree(fd)
+    except OSError:
+        return -1
+
+
+def _open_upper(
+    spec: MountSpec, cache: FdCache, resources: ExitStack, *, clean: bool
+) -> tuple[Branch, int]:
+    assert spec.upper is not None and spec.work is not None
+    upper_fd = _open_root("upper", spec.upper)
+    base_fd = _open_root("work", spec.work)
+    private = False
+    pair = _clone_pair(upper_fd, base_fd)
+    if pair is not None:
+        os.close(upper_fd)
+        os.close(base_fd)
+        upper_fd, base_fd = pair
+        private = True
+    upper = Branch(0, spec.upper, upper_fd, cache, private=private)
+    resources.callback(upper.close)
+    try:
+        work_fd = workdir.prepare(base_fd, spec.work, clean=clean, volatile=spec.volatile)
+    except OSError as exc:
+        raise LayerError(
+            f"cannot use work directory {show(spec.work)}: {os.strerror(exc.errno or 0)};"
+            " check that it is writable",
+            errno=exc.errno or errno.EIO,
+        ) from exc
+    finally:
+        os.close(base_fd)
+    resources.callback(os.close, work_fd)
+    return upper, work_fd
+
+
+def _clone_pair(upper_fd: int, base_fd: int) -> tuple[int, int] | None:
+    """Both directories reached through one clone, so that rename works between them."""
+    paths = [os.readlink(sc.fd_path(fd)) for fd in (upper_fd, base_fd)]
+    common = os.path.commonpath(paths)
+    if sc.mount_id(upper_fd) != sc.mount_id(base_fd):
+        return None
+    try:
+        tree = mountcalls.open_tree(sc.AT_FDCWD, common)
+    except OSError:
+        return None
+    opened: list[int] = []
+    try:
+        for fd, path in zip((upper_fd, base_fd), paths, strict=True):
+            below = os.path.relpath(path, common)
+            opened.append(os.open(below, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=tree))
+            if not os.path.samestat(os.stat(opened[-1]), os.stat(fd)):
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+    except OSError:
+        for fd in opened:
+            os.close(fd)
+        return None
+    finally:
+        os.close(tree)
+    return opened[0], opened[1]
+
+
+def _identify(lowers: list[Branch], upper: Branch | None, resources: ExitStack) -> None:
+    """Number the file systems and learn what their handles need; one descriptor for each."""
+    known: dict[int, tuple[int, Identity]] = {}
+    if upper is not None:
+        known[upper.dev] = (0, Identity(None, -1))
+    for branch in lowers:
+        entry = known.get(branch.dev)
+        if entry is None or (entry[0] == 0 and entry[1].handle_fd < 0):
+            identity = Identity.of(branch.root_fd)
+            if identity.handle_fd >= 0:
+                resources.callback(os.close, identity.handle_fd)
+            entry = (len(known) if entry is None else entry[0], identity)
+            known[branch.dev] = entry
+        branch.fs_index, branch.identity = entry
+
+
+def _mark_instance(spec: MountSpec, upper: Branch, dialect: Dialect) -> None:
+    """Give a new upper its instance id (ovl_init_uuid_xattr()); best effort like the kernel."""
+    if spec.uuid in ("off", "null"):
+        return
+    path = sc.fd_path(upper.root_fd)
+    try:
+        keys = [os.fsencode(key) for key in os.listxattr(path)]
+        if dialect.uuid in keys or (spec.uuid == "auto" and dialect.impure in keys):
+            return
+        sc.setxattr(path, dialect.uuid, os.urandom(ondisk.UUID_BYTES))
+    except OSError:
+        return

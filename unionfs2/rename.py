@@ -1,0 +1,207 @@
+"""rename(2) and renameat2(2): the operation with the most cases, after ovl_rename().
+
+What the upper holds afterwards, by source and target, is the table in docs/semantics.md. The
+decisions are taken first (``_Plan``), then ancestors and objects are copied up, marks are set,
+and one renameat2 on the upper makes the change visible.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import NamedTuple
+
+from . import copyup, merge, namespace, ondisk, protect
+from . import nodes as nd
+from . import syscalls as sc
+from .nodes import Dir, Node
+from .stack import Stack, oserror
+
+
+class Place(NamedTuple):
+    """A name in a merged directory."""
+
+    parent: Dir
+    name: bytes
+
+
+def rename(stack: Stack, old: Place, new: Place, flags: int) -> None:
+    """Move or exchange. Raises EXDEV for a lower or merged directory (redirect_dir is off),
+    EINVAL for RENAME_WHITEOUT, EEXIST, ENOTEMPTY, ENOTDIR, EISDIR as renameat2(2)."""
+    source, target = check(stack, old, new, flags)
+    if source is target and not source.is_dir:
+        return  # two names of one file: nothing happens (rename(2))
+    if flags & sc.RENAME_EXCHANGE:
+        assert target is not None
+        _exchange(stack, old, new, source, target)
+    else:
+        _move(stack, old, new, source, target)
+
+
+def check(stack: Stack, old: Place, new: Place, flags: int) -> tuple[Node, Node | None]:
+    """Everything that can be refused before something is copied up; gives both objects."""
+    if flags & ~(sc.RENAME_NOREPLACE | sc.RENAME_EXCHANGE):
+        raise oserror(errno.EINVAL, old.name)
+    _ = stack.w
+    source, _st = stack.require(old.parent, old.name)
+    found = stack.lookup(new.parent, new.name)
+    target = found[0] if found is not None else None
+    _check_nodes(stack, old, new, source, target, flags)
+    return source, target
+
+
+def _check_nodes(
+    stack: Stack, old: Place, new: Place, source: Node, target: Node | None, flags: int
+) -> None:
+    exchange = bool(flags & sc.RENAME_EXCHANGE)
+    if exchange and target is None:
+        raise oserror(errno.ENOENT, new.name)
+    if flags & sc.RENAME_NOREPLACE and target is not None:
+        raise oserror(errno.EEXIST, new.name)
+    protect.check_remove(stack, old.parent, source)
+    if target is None:
+        protect.check_add(stack, new.parent)
+    else:
+        protect.check_remove(stack, new.parent, target)
+    if new.parent.flags & nd.DEAD:
+        raise oserror(errno.ENOENT, new.name)
+    _check_loop(source, new.parent)
+    if exchange and target is not None:
+        _check_loop(target, old.parent)
+    if target is not None and target is not source and not exchange:
+        if source.is_dir and not target.is_dir:
+            raise oserror(errno.ENOTDIR, new.name)
+        if target.is_dir and not source.is_dir:
+            raise oserror(errno.EISDIR, new.name)
+    _check_movable(source)
+    if exchange and target is not None:
+        _check_movable(target)
+
+
+def _check_loop(moving: Node, into: Dir) -> None:
+    here: Dir | None = into
+    while here is not None:
+        if here is moving:
+            raise oserror(errno.EINVAL, moving.name)
+        here = here.parent
+
+
+def _check_movable(node: Node) -> None:
+    """Directories with anything below them do not move (ovl_can_move())."""
+    if isinstance(node, Dir) and (node.lowers or node.upper is None):
+        raise oserror(errno.EXDEV, node.name)
+
+
+def _move(stack: Stack, old: Place, new: Place, source: Node, target: Node | None) -> None:
+    """A rename that replaces what is at the new place."""
+    marks: list[bytes] = []
+    if isinstance(target, Dir) and not target.pure_upper:
+        marks = merge.whiteouts_of_empty(stack, target)
+    over_whiteout = target is None and stack.upper_whiteout(new.parent, new.name)
+    hide = not source.in_upper or stack.lower_positive(old.parent, old.name)
+    copyup.whole(stack, source)
+    new_fd = copyup.directory(stack, new.parent).at()
+    copyup.directory(stack, old.parent)
+    if marks and isinstance(target, Dir):
+        _clear(stack, target, marks)
+    if new.parent is not old.parent and source.flags & nd.ORIGIN:
+        stack.mark_impure(new.parent)
+    _mark_opaque(stack, source, old, new.parent)
+    if target is not None:
+        namespace.keep_object(stack, target, new.parent, new.name)
+    flags, clean = _flags(source, hide=hide, over_whiteout=over_whiteout)
+    assert old.parent.upper is not None
+    old_fd = old.parent.upper.at()
+    sc.rename(old.name, old_fd, new.name, new_fd, flags)
+    if clean:
+        _unlink_quietly(old.name, old_fd)
+    if target is not None:
+        namespace.dropped(stack, target, new.parent, new.name)
+        if target.is_dir:
+            target.flags |= nd.DEAD
+    _moved(stack, source, old, new)
+
+
+def _flags(source: Node, *, hide: bool, over_whiteout: bool) -> tuple[int, bool]:
+    """(renameat2 flags, whether a whiteout at the old place must go afterwards)."""
+    if hide:
+        return (sc.RENAME_EXCHANGE if over_whiteout else sc.RENAME_WHITEOUT), False
+    if source.is_dir and over_whiteout:
+        return sc.RENAME_EXCHANGE, True
+    return 0, False
+
+
+def _exchange(stack: Stack, old: Place, new: Place, source: Node, target: Node) -> None:
+    copyup.whole(stack, source)
+    copyup.whole(stack, target)
+    copyup.directory(stack, new.parent)
+    copyup.directory(stack, old.parent)
+    if new.parent is not old.parent:
+        if source.flags & nd.ORIGIN:
+            stack.mark_impure(new.parent)
+        if target.flags & nd.ORIGIN:
+            stack.mark_impure(old.parent)
+    _mark_opaque(stack, source, old, new.parent)
+    _mark_opaque(stack, target, new, old.parent)
+    assert old.parent.upper is not None and new.parent.upper is not None
+    sc.rename(
+        old.name, old.parent.upper.at(), new.name, new.parent.upper.at(), sc.RENAME_EXCHANGE
+    )
+    old.parent.children.pop(old.name, None)
+    new.parent.children.pop(new.name, None)
+    _moved(stack, source, old, new)
+    _moved(stack, target, new, old)
+
+
+def _mark_opaque(stack: Stack, node: Node, place: Place, into: Dir) -> None:
+    """A pure upper directory must not merge with what lies below its new place."""
+    if not isinstance(node, Dir) or node.flags & nd.OPAQUE or not into.merged:
+        return
+    assert place.parent.upper is not None
+    try:
+        sc.setxattr_at(
+            place.name, place.parent.upper.at(), stack.dialect.opaque, ondisk.OPAQUE_YES
+        )
+    except OSError:
+        raise oserror(errno.EXDEV, place.name) from None
+    node.flags |= nd.OPAQUE
+
+
+def _moved(stack: Stack, node: Node, old: Place, new: Place) -> None:
+    if isinstance(node, Dir):
+        assert node.upper is not None and new.parent.upper is not None
+        node.upper.move(new.parent.upper, new.name)
+    if old.parent.children.get(old.name) is node:
+        del old.parent.children[old.name]
+    stack.nodes.place_moved(node, old, new)
+
+
+def _clear(stack: Stack, node: Dir, marks: list[bytes]) -> None:
+    """Exchange an upper directory that holds whiteouts only with an empty opaque twin
+    (ovl_clear_empty()), so that it can be replaced in one step."""
+    assert node.upper is not None and node.upper.parent is not None
+    w = stack.w
+    upper_fd = node.upper.at()
+    st = os.stat(upper_fd)
+    twin = w.names.next()
+    sc.mkdir(twin, 0o700, dir_fd=w.work_fd)
+    fd = os.open(twin, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=w.work_fd)
+    try:
+        sc.fchown(fd, st.st_uid, st.st_gid)
+        copyup.copy_xattrs(stack, sc.fd_path(upper_fd), sc.fd_path(fd), follow=True)
+        sc.setxattr(sc.fd_path(fd), stack.dialect.opaque, ondisk.OPAQUE_YES)
+        sc.fchmod(fd, stat.S_IMODE(st.st_mode))
+        sc.futimes(fd, st.st_atime_ns, st.st_mtime_ns)
+    finally:
+        os.close(fd)
+    sc.rename(twin, w.work_fd, node.upper.name, node.upper.parent.at(), sc.RENAME_EXCHANGE)
+    node.upper.release()
+    namespace.discard_directory(stack, twin, marks)
+
+
+def _unlink_quietly(name: bytes, dir_fd: int) -> None:
+    try:
+        sc.unlink(name, dir_fd=dir_fd)
+    except OSError:
+        return  # a whiteout that hides nothing is harmless

@@ -1,0 +1,91 @@
+"""What runs inline and what in a thread: the trio side of a door.
+
+The core is called from the one trio thread only. A metadata call takes microseconds and runs
+inline; data copies, fsync and reads from a cold disk take long and go to worker threads, which
+touch nothing but descriptors. While a file is on its way up, operations on the same file wait,
+all others go on.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TypeVar
+
+import trio
+
+from .nodes import Node
+from .union import UnionFS
+
+T = TypeVar("T")
+
+# Copies up to this size without fsync are cheaper inline than a thread switch.
+_INLINE_COPY = 64 << 10
+# Writes from this size on overlap with other requests in a thread.
+_THREAD_WRITE = 256 << 10
+
+
+class Runner:
+    """Long work of one mount."""
+
+    def __init__(self, fs: UnionFS) -> None:
+        self._fs = fs
+        self._copying: dict[Node, trio.Event] = {}
+        self._limiter = trio.CapacityLimiter(16)
+
+    async def thread(self, work: Callable[..., T], *args: object) -> T:
+        """Run *work* in a worker thread."""
+        return await trio.to_thread.run_sync(work, *args, limiter=self._limiter)
+
+    def is_copying(self, node: Node | None) -> bool:
+        """Whether somebody has to wait for *node*; cheap, for the common case."""
+        return node in self._copying
+
+    async def settled(self, node: Node | None) -> None:
+        """Wait until no copy-up of *node* is under way."""
+        while node is not None and (busy := self._copying.get(node)) is not None:
+            await busy.wait()
+
+    async def bring_up(self, node: Node, limit: int | None = None) -> None:
+        """Copy *node* up, data in a thread; returns when it is in the upper.
+
+        Everything that needs no data copied is left to the operation itself. Raises what
+        copyup.prepare() and CopyJob raise.
+        """
+        await self.settled(node)
+        if node.in_upper or not node.is_regular:
+            return
+        job = self._fs.begin_copy_up(node, limit)
+        if job is None:
+            return
+        self._copying[node] = event = trio.Event()
+        try:
+            if self._is_short(job.size):
+                job.run()
+            else:
+                await self.thread(job.run)
+            job.publish()
+        finally:
+            job.close()
+            del self._copying[node]
+            event.set()
+
+    def _is_short(self, size: int) -> bool:
+        return size <= _INLINE_COPY and self._fs.stack.policy.volatile
+
+    def write_blocks(self, size: int, *, sync: bool) -> bool:
+        """Whether a write should leave the loop: large, synchronous, or the disk is busy."""
+        return sync or size >= _THREAD_WRITE or bool(self._copying)
+
+
+def read_cached(fd: int, buffer: bytearray, offset: int, size: int) -> memoryview | None:
+    """What the page cache holds, without waiting; None when the disk has to be asked.
+
+    A result shorter than *size* ends the file or the cached part; the caller tells which.
+    """
+    view = memoryview(buffer)[:size]
+    try:
+        done = os.preadv(fd, (view,), offset, os.RWF_NOWAIT)
+    except BlockingIOError:
+        return None
+    return view[:done]

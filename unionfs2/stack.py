@@ -1,0 +1,503 @@
+"""The stack of branches and the lookup of names in it.
+
+Lookup follows ovl_lookup() and ovl_lookup_single() of fs/overlayfs/namei.c: from the upper down
+through the lower directories of the parent, ended by a whiteout, by a non-directory, or by an
+opaque directory; redirect marks change the name or start again at the roots.
+
+What this module refuses to know: how anything is changed. The one thing it writes is the
+``origin`` of a merged upper directory that has none, because the kernel does so at lookup.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import NamedTuple
+
+from . import nodes as nd
+from . import ondisk, origin, whiteout
+from . import syscalls as sc
+from .branch import Branch, FdCache, RealDir
+from .nodes import Dir, Node, NodeTable
+from .whiteout import Dialect, TempNames, WhiteoutMaker
+
+_S_IFDIR = stat.S_IFDIR
+_S_IFREG = stat.S_IFREG
+_S_IFCHR = stat.S_IFCHR
+_S_IFMT = 0o170000
+_INO_BITS = 56
+
+Found = tuple[Node, os.stat_result]
+
+
+def oserror(number: int, name: bytes | None = None) -> OSError:
+    return OSError(number, os.strerror(number), name)
+
+
+class Policy(NamedTuple):
+    """What the mount options say to the core."""
+
+    follow_redirects: bool = True
+    volatile: bool = False
+    read_only: bool = False
+
+
+class Writable(NamedTuple):
+    """What a mount with an upper has beside it."""
+
+    root: RealDir
+    work_fd: int
+    names: TempNames
+    whiteouts: WhiteoutMaker
+
+
+class Stack:
+    """Branches, dialect and node table of one mount; every operation module works on one."""
+
+    def __init__(
+        self,
+        lowers: list[Branch],
+        upper: Branch | None,
+        work_fd: int,
+        dialect: Dialect,
+        cache: FdCache,
+        policy: Policy,
+    ) -> None:
+        self.lowers = lowers
+        self.upper = upper
+        self.dialect = dialect
+        self.cache = cache
+        self.policy = policy
+        self.nodes = NodeTable()
+        self.mixed_fs = any(b.fs_index for b in lowers)
+        branches = [upper, *lowers] if upper is not None else lowers
+        self.name_max = max(os.fstatvfs(b.root_fd).f_namemax for b in branches)
+        self.xwhiteout_dirs: set[RealDir] = set()
+        # Nodes whose attributes copy-up changed; a door that caches empties the list.
+        self.changed: list[Node] = []
+        self._writable: Writable | None = None
+        if upper is not None:
+            names = TempNames()
+            makers = WhiteoutMaker(work_fd, names)
+            self._writable = Writable(upper.root, work_fd, names, makers)
+        self.root = self._make_root()
+
+    @property
+    def w(self) -> Writable:
+        """The upper and what belongs to it; EROFS on a mount that must not change."""
+        if self._writable is None or self.policy.read_only:
+            raise oserror(errno.EROFS)
+        return self._writable
+
+    def close(self) -> None:
+        """Leave the work directory as empty as it was found."""
+        for node in self.nodes.by_id.values():
+            if node.orphan >= 0:
+                os.close(node.orphan)
+                node.orphan = -1
+        if self._writable is not None:
+            self._writable.whiteouts.close()
+
+    def _make_root(self) -> Dir:
+        top = self.upper if self.upper is not None else self.lowers[0]
+        ino = os.stat(top.root_fd).st_ino
+        lowers = tuple(b.root for b in self.lowers)
+        root = Dir(
+            ino, self.upper.root if self.upper is not None else None, lowers, whiteouts=True
+        )
+        for low in lowers:
+            self._note_xwhiteouts(low, low.at())
+        self.nodes.add(root, None, b"")
+        root.lookups = 1
+        return root
+
+    def _note_xwhiteouts(self, low: RealDir, fd: int) -> None:
+        try:
+            value = os.getxattr(sc.fd_path(fd), self.dialect.opaque)
+        except OSError:
+            return
+        if value == ondisk.OPAQUE_XWHITEOUTS:
+            self.xwhiteout_dirs.add(low)
+
+    # --- inode numbers -----------------------------------------------------------------------
+
+    def ino_of(self, st: os.stat_result, branch: Branch) -> int:
+        """st_ino as the view shows it: real on one file system, else with its number on top."""
+        if self.mixed_fs and branch.fs_index:
+            return st.st_ino | branch.fs_index << _INO_BITS
+        return st.st_ino
+
+    # --- attributes --------------------------------------------------------------------------
+
+    def place(self, node: Node) -> tuple[int, bytes]:
+        """(directory descriptor, name) under which the object of an attached non-root lives."""
+        parent = node.parent
+        if parent is None:
+            raise oserror(errno.ESTALE, node.name)
+        if node.is_dir:
+            top = node.top  # type: ignore[attr-defined]
+            return top.parent.at(), top.name
+        low = node.low
+        if low is not None:
+            return low.at(), node.name
+        upper = parent.upper
+        assert upper is not None
+        return upper.at(), node.name
+
+    def stat(self, node: Node) -> os.stat_result:
+        """Attributes of the real object; inode number and link count are the node's affair."""
+        if node.is_dir:
+            top = node.top  # type: ignore[attr-defined]
+            if top.fd >= 0:
+                return os.stat(top.fd)
+        if node.orphan >= 0:
+            return os.stat(node.orphan)
+        dir_fd, name = self.place(node)
+        return os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+
+    def object_path(self, node: Node) -> tuple[bytes, bool]:
+        """(path, follow) for calls without an *at form, of the object itself."""
+        if node.orphan >= 0:
+            return sc.fd_path(node.orphan), True
+        if node.is_dir:
+            return sc.fd_path(node.top.at()), True  # type: ignore[attr-defined]
+        dir_fd, name = self.place(node)
+        return sc.entry_path(dir_fd, name), False
+
+    # --- lookup ------------------------------------------------------------------------------
+
+    def lookup(self, parent: Dir, name: bytes) -> Found | None:
+        """The visible entry *name* of *parent*, None when there is none.
+
+        Raises ENAMETOOLONG, EPERM for what this mount must not show (metacopy, redirect with
+        nofollow), EINVAL for a malformed redirect, EIO for an origin of another type.
+        """
+        node = parent.children.get(name)
+        if node is not None:
+            return node, self.stat(node)
+        if len(name) > self.name_max:
+            raise oserror(errno.ENAMETOOLONG, name)
+        upper = parent.upper
+        if upper is not None:
+            st = sc.lstat_or_none(name, upper.at())
+            if st is not None:
+                if st.st_mode & _S_IFMT == _S_IFDIR:
+                    return self._upper_dir(parent, name, st)
+                return self._upper_object(parent, name, st)
+        for index, low in enumerate(parent.lowers):
+            try:
+                st = os.stat(name, dir_fd=low.at(), follow_symlinks=False)
+            except FileNotFoundError:
+                continue
+            if st.st_mode & _S_IFMT == _S_IFDIR:
+                return self._lower_dir(parent, name, st, index)
+            return self._lower_object(parent, name, st, low)
+        return None
+
+    def require(self, parent: Dir, name: bytes) -> Found:
+        """lookup() that raises ENOENT."""
+        found = self.lookup(parent, name)
+        if found is None:
+            raise oserror(errno.ENOENT, name)
+        return found
+
+    def _lower_object(
+        self, parent: Dir, name: bytes, st: os.stat_result, low: RealDir
+    ) -> Found | None:
+        kind = st.st_mode & _S_IFMT
+        flags = 0
+        if kind == _S_IFREG:
+            keys = sc.listxattr_at(name, low.fd)
+            if not keys:
+                flags = nd.NO_XATTRS
+            elif self.dialect.metacopy in keys:
+                raise oserror(errno.EPERM, name)
+            elif st.st_size == 0 and self.dialect.whiteout in keys:
+                return None
+        elif kind == _S_IFCHR and st.st_rdev == 0:
+            return None
+        branch = low.branch
+        if st.st_nlink > 1:
+            flags |= nd.LOWER_LINKS
+            if self.upper is None:
+                return self._shared(parent, name, st, low, flags)
+        node = Node(kind, self.ino_of(st, branch), low, flags)
+        self.nodes.add(node, parent, name)
+        return node, st
+
+    def _shared(
+        self, parent: Dir, name: bytes, st: os.stat_result, low: RealDir | None, flags: int
+    ) -> Found:
+        """One node for all names of an object that cannot be copied up any more."""
+        key = (st.st_dev, st.st_ino)
+        node = self.nodes.by_inode.get(key)
+        if node is not None:
+            self.nodes.attach(node, parent, name)
+            return node, st
+        branch = low.branch if low is not None else self.upper
+        assert branch is not None
+        node = Node(st.st_mode & _S_IFMT, self.ino_of(st, branch), low, flags)
+        self.nodes.add(node, parent, name)
+        self.nodes.link_key(node, key)
+        return node, st
+
+    def _upper_object(self, parent: Dir, name: bytes, st: os.stat_result) -> Found | None:
+        assert parent.upper is not None
+        upper_fd = parent.upper.fd
+        kind = st.st_mode & _S_IFMT
+        if kind == _S_IFCHR and st.st_rdev == 0:
+            return None
+        shared = st.st_nlink > 1
+        if shared:
+            node = self.nodes.by_inode.get((st.st_dev, st.st_ino))
+            if node is not None:
+                self.nodes.attach(node, parent, name)
+                return node, st
+        keys = sc.listxattr_at(name, upper_fd)
+        flags = 0 if keys else nd.NO_XATTRS
+        assert self.upper is not None
+        ino = self.ino_of(st, self.upper)
+        if keys:
+            dialect = self.dialect
+            if kind == _S_IFREG:
+                if dialect.metacopy in keys:
+                    raise oserror(errno.EPERM, name)
+                if st.st_size == 0 and dialect.whiteout in keys:
+                    return None
+            if dialect.origin in keys:
+                known = self._origin_ino(name, upper_fd, st)
+                if known is not None:
+                    ino = known
+                    flags |= nd.ORIGIN
+            flags |= self._protection(name, upper_fd, keys)
+        node = Node(kind, ino, None, flags | nd.PROTECTION_KNOWN)
+        self.nodes.add(node, parent, name)
+        if shared:
+            self.nodes.link_key(node, (st.st_dev, st.st_ino))
+        return node, st
+
+    def _origin_ino(self, name: bytes, upper_fd: int, st: os.stat_result) -> int | None:
+        raw = sc.getxattr_at(name, upper_fd, self.dialect.origin)
+        found = origin.resolve(raw, self.lowers) if raw else None
+        if found is None:
+            return None
+        low, branch = found
+        if whiteout.is_device(low):
+            return None
+        if not origin.same_type(low.st_mode, st.st_mode):
+            raise oserror(errno.EIO, name)
+        # A lower file with several names is broken by copy-up: its number is not the copy's.
+        return self.ino_of(low, branch) if low.st_nlink == 1 else None
+
+    def _protection(self, name: bytes, dir_fd: int, keys: list[bytes]) -> int:
+        if self.dialect.protattr not in keys:
+            return 0
+        value = sc.getxattr_at(name, dir_fd, self.dialect.protattr)
+        flags = nd.APPEND_ONLY if b"a" in value else 0
+        return flags | (nd.IMMUTABLE if b"i" in value else 0)
+
+    # --- directories -------------------------------------------------------------------------
+
+    def _upper_dir(self, parent: Dir, name: bytes, st: os.stat_result) -> Found:
+        assert parent.upper is not None and self.upper is not None
+        upper_fd = parent.upper.at()
+        keys = sc.listxattr_at(name, upper_fd)
+        dialect = self.dialect
+        walk = _Walk(self, parent, name)
+        if keys:
+            if self._is_opaque(name, upper_fd, keys):
+                walk.stop = True
+            elif dialect.redirect in keys:
+                walk.redirect(name, upper_fd)
+        lowers, low_st = walk.run(0, None)
+        ino = self.ino_of(st, self.upper)
+        has_origin = dialect.origin in keys
+        if lowers:
+            assert low_st is not None
+            ino = self.ino_of(low_st, lowers[0].branch)
+            if not has_origin:
+                self._fix_origin(parent, name, lowers[0])
+        node = Dir(
+            ino, parent.upper.child(name), tuple(lowers), whiteouts=bool(lowers) or has_origin
+        )
+        node.impure = dialect.impure in keys
+        node.flags |= self._protection(name, upper_fd, keys) | nd.PROTECTION_KNOWN
+        self.nodes.add(node, parent, name)
+        return node, st
+
+    def _lower_dir(self, parent: Dir, name: bytes, st: os.stat_result, index: int) -> Found:
+        walk = _Walk(self, parent, name)
+        lowers, low_st = walk.run(index, st)
+        assert low_st is not None
+        node = Dir(
+            self.ino_of(low_st, lowers[0].branch), None, tuple(lowers), whiteouts=len(lowers) > 1
+        )
+        self.nodes.add(node, parent, name)
+        return node, st
+
+    def _is_opaque(self, name: bytes, dir_fd: int, keys: list[bytes]) -> bool:
+        if self.dialect.opaque not in keys:
+            return False
+        return sc.getxattr_at(name, dir_fd, self.dialect.opaque) == ondisk.OPAQUE_YES
+
+    def _fix_origin(self, parent: Dir, name: bytes, low: RealDir) -> None:
+        """Store the origin of a merged upper directory that has none (ovl_fix_origin()).
+
+        Best effort: a read-only upper file system must not make the lookup fail.
+        """
+        assert parent.upper is not None and low.parent is not None
+        try:
+            value = origin.of_object(low.branch, low.name, low.parent.at())
+            sc.setxattr_at(name, parent.upper.at(), self.dialect.origin, value)
+            self.mark_impure(parent)
+        except OSError:
+            return
+
+    def mark_impure(self, parent: Dir) -> None:
+        """Say that *parent* may hold objects with an origin (ovl_set_impure())."""
+        if parent.impure or parent.upper is None:
+            return
+        sc.setxattr(sc.fd_path(parent.upper.at()), self.dialect.impure, ondisk.IMPURE_YES)
+        parent.impure = True
+
+    # --- what lies below ----------------------------------------------------------------------
+
+    def lower_positive(self, parent: Dir, name: bytes) -> bool:
+        """Whether removing *name* from the upper would bring a lower one back.
+
+        The first lower directory that has the name decides (ovl_lower_positive()).
+        """
+        for low in parent.lowers:
+            dir_fd = low.at()
+            st = sc.lstat_or_none(name, dir_fd)
+            if st is not None:
+                return not whiteout.is_whiteout(self.dialect, st, name, dir_fd)
+        return False
+
+    def upper_whiteout(self, parent: Dir, name: bytes) -> bool:
+        """Whether the upper directory of *parent* holds a whiteout called *name*."""
+        if parent.upper is None:
+            return False
+        dir_fd = parent.upper.at()
+        st = sc.lstat_or_none(name, dir_fd)
+        return st is not None and whiteout.is_whiteout(self.dialect, st, name, dir_fd)
+
+
+class _Walk:
+    """Collects the lower directories that merge under one name, top-most first."""
+
+    __slots__ = ("name", "parents", "stack", "stop")
+
+    def __init__(self, stack: Stack, parent: Dir, name: bytes) -> None:
+        self.stack = stack
+        self.parents = parent.lowers
+        self.name: bytes | tuple[bytes, ...] = name
+        self.stop = False
+
+    def redirect(self, name: bytes, dir_fd: int) -> None:
+        """Apply the redirect mark of the directory found under *name* (ovl_check_redirect())."""
+        value = sc.getxattr_at(name, dir_fd, self.stack.dialect.redirect)
+        parts = _redirect_parts(value)
+        if not self.stack.policy.follow_redirects:
+            raise oserror(errno.EPERM, name)
+        if value.startswith(b"/"):
+            self.name = tuple(parts)
+            self.parents = tuple(b.root for b in self.stack.lowers)
+        elif isinstance(self.name, tuple):
+            self.name = (*self.name[:-1], value)
+        else:
+            self.name = value
+
+    def run(
+        self, index: int, first: os.stat_result | None
+    ) -> tuple[list[RealDir], os.stat_result | None]:
+        """Lower directories from position *index* on; *first* is the stat of that one if known.
+
+        Also gives the stat of the top-most, whose inode number the directory shows.
+        """
+        found: list[RealDir] = []
+        top = first
+        position = index
+        while not self.stop and position < len(self.parents):
+            low = self.parents[position]
+            position += 1
+            hit = self._step(low, first)
+            first = None
+            if hit is None:
+                continue
+            place, st = hit
+            top = top or st
+            before = self.parents
+            if low.branch.index < len(self.stack.lowers):  # the lowest one has nothing below it
+                self._read_marks(place)
+            found.append(place)
+            if self.parents is not before:
+                # Branch indexes of lowers start at 1: go on with the branch below this one.
+                position = low.branch.index
+        return found, top
+
+    def _step(
+        self, low: RealDir, known: os.stat_result | None
+    ) -> tuple[RealDir, os.stat_result] | None:
+        if isinstance(self.name, tuple):
+            reached = self._descend(low, self.name[:-1])
+            if reached is None:
+                return None
+            low, name = reached, self.name[-1]
+        else:
+            name = self.name
+        st = known or sc.lstat_or_none(name, low.at())
+        if st is None:
+            return None
+        if st.st_mode & _S_IFMT != _S_IFDIR:
+            self.stop = True  # a whiteout, or a file below a directory
+            return None
+        return low.child(name), st
+
+    def _descend(self, low: RealDir, parts: tuple[bytes, ...]) -> RealDir | None:
+        """Walk an absolute redirect in one branch; whiteouts and files on the way end it."""
+        stack = self.stack
+        for part in parts:
+            st = sc.lstat_or_none(part, low.at())
+            if st is None:
+                return None
+            if st.st_mode & _S_IFMT != _S_IFDIR:
+                self.stop = True
+                return None
+            keys = sc.listxattr_at(part, low.at())
+            if stack._is_opaque(part, low.at(), keys):
+                self.stop = True
+            low = low.child(part)
+        return low
+
+    def _read_marks(self, place: RealDir) -> None:
+        assert place.parent is not None
+        stack = self.stack
+        dir_fd = place.parent.at()
+        keys = sc.listxattr_at(place.name, dir_fd)
+        if not keys:
+            return
+        dialect = stack.dialect
+        if dialect.opaque in keys:
+            value = sc.getxattr_at(place.name, dir_fd, dialect.opaque)
+            if value == ondisk.OPAQUE_YES:
+                self.stop = True
+                return
+            if value == ondisk.OPAQUE_XWHITEOUTS:
+                stack.xwhiteout_dirs.add(place)
+        if dialect.redirect in keys:
+            self.redirect(place.name, dir_fd)
+
+
+def _redirect_parts(value: bytes) -> list[bytes]:
+    """Components of a redirect; EINVAL when malformed, EACCES for dots, as the kernel answers."""
+    absolute = value.startswith(b"/")
+    parts = value[1:].split(b"/") if absolute else [value]
+    if not absolute and b"/" in value:
+        raise oserror(errno.EINVAL, value)
+    if any(not part for part in parts):
+        raise oserror(errno.EINVAL, value)
+    if any(part in (b".", b"..") for part in parts):
+        raise oserror(errno.EACCES, value)
+    return parts

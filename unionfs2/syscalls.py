@@ -1,0 +1,438 @@
+"""The one way to the operating system for files: calls relative to directory descriptors.
+
+Rules that hold here:
+
+* Nothing in the package changes a disk except through a name of this module. ``MUTATORS`` lists
+  them, so that a test can make the n-th change fail (tests/support/faults.py).
+* Names are single path components unless a docstring says otherwise; every call that could
+  follow a symbolic link is told not to.
+* This module and ``mountcalls`` are the only ones that use ctypes for system calls.
+
+All functions raise OSError with the errno of the call.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import struct
+from typing import Final, NamedTuple
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_syscall = _libc.syscall
+_syscall.restype = ctypes.c_long
+
+# System call numbers above 423 are the same on every architecture.
+_NR_OPENAT2: Final = 437
+_NR_FCHMODAT2: Final = 452
+
+AT_FDCWD: Final = -100
+AT_SYMLINK_NOFOLLOW: Final = 0x100
+AT_EMPTY_PATH: Final = 0x1000
+RENAME_NOREPLACE: Final = 1
+RENAME_EXCHANGE: Final = 2
+RENAME_WHITEOUT: Final = 4
+RESOLVE_NO_XDEV: Final = 0x01
+RESOLVE_NO_MAGICLINKS: Final = 0x02
+RESOLVE_NO_SYMLINKS: Final = 0x04
+RESOLVE_BENEATH: Final = 0x08
+UTIME_NOW: Final = (1 << 30) - 1
+UTIME_OMIT: Final = (1 << 30) - 2
+XATTR_CREATE: Final = os.XATTR_CREATE
+XATTR_REPLACE: Final = os.XATTR_REPLACE
+
+STATX_ATTR_IMMUTABLE: Final = 0x10
+STATX_ATTR_APPEND: Final = 0x20
+FS_SYNC_FL: Final = 0x08
+FS_IMMUTABLE_FL: Final = 0x10
+FS_APPEND_FL: Final = 0x20
+FS_NOATIME_FL: Final = 0x80
+_FS_IOC_GETFLAGS: Final = 0x80086601
+_FS_IOC_SETFLAGS: Final = 0x40086602
+_FS_IOC_GETFSUUID: Final = 0x80111500
+_BTRFS_IOC_FS_INFO: Final = 0x8400941F
+_FICLONE: Final = 0x40049409
+
+_PR_GET_SECUREBITS: Final = 27
+_PR_SET_SECUREBITS: Final = 28
+_SECBIT_NO_SETUID_FIXUP: Final = 1 << 2
+
+_DIR_PATH: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def _raise(name: bytes | None = None) -> OSError:
+    number = ctypes.get_errno()
+    return OSError(number, os.strerror(number), name)
+
+
+# --- opening ------------------------------------------------------------------------------------
+
+open_at = os.open
+close = os.close
+
+
+def open_dir(name: bytes, dir_fd: int) -> int:
+    """O_PATH descriptor of directory *name* below *dir_fd*; a symlink is ENOTDIR."""
+    return os.open(name, _DIR_PATH, dir_fd=dir_fd)
+
+
+def open_dir_no_xdev(name: bytes, dir_fd: int) -> int:
+    """Like open_dir(), but a mount point is EXDEV (openat2(2) RESOLVE_NO_XDEV)."""
+    how = struct.pack("=QQQ", _DIR_PATH, 0, RESOLVE_NO_XDEV | RESOLVE_BENEATH)
+    fd: int = _syscall(_NR_OPENAT2, dir_fd, name, how, len(how))
+    if fd < 0:
+        if ctypes.get_errno() in (errno.ENOSYS, errno.EPERM):
+            # Kernels before 5.6, and seccomp filters that do not know the call.
+            return _open_same_device(name, dir_fd)
+        raise _raise(name)
+    return fd
+
+
+def _open_same_device(name: bytes, dir_fd: int) -> int:
+    fd = open_dir(name, dir_fd)
+    if os.fstat(fd).st_dev != os.stat(dir_fd).st_dev:
+        os.close(fd)
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), name)
+    return fd
+
+
+def fd_path(fd: int) -> bytes:
+    """Path of *fd* through /proc: follows the descriptor, never a name."""
+    return b"/proc/self/fd/%d" % fd
+
+
+def reopen(fd: int, flags: int) -> int:
+    """A new open file description of what *fd* (also O_PATH) refers to."""
+    return os.open(b"/proc/self/fd/%d" % fd, flags | os.O_CLOEXEC)
+
+
+def entry_path(dir_fd: int, name: bytes) -> bytes:
+    """Path for calls that have no *at form; the last component is never followed by callers."""
+    return b"/proc/self/fd/%d/%b" % (dir_fd, name)
+
+
+# --- reading ------------------------------------------------------------------------------------
+
+
+def lstat_at(name: bytes, dir_fd: int) -> os.stat_result:
+    return os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+
+
+def lstat_or_none(name: bytes, dir_fd: int) -> os.stat_result | None:
+    """stat of *name*, None when it does not exist."""
+    try:
+        return os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+
+
+class _StatxTimestamp(ctypes.Structure):
+    _fields_ = (("sec", ctypes.c_int64), ("nsec", ctypes.c_uint32), ("pad", ctypes.c_int32))
+
+
+class _Statx(ctypes.Structure):
+    _fields_ = (
+        ("mask", ctypes.c_uint32),
+        ("blksize", ctypes.c_uint32),
+        ("attributes", ctypes.c_uint64),
+        ("nlink", ctypes.c_uint32),
+        ("uid", ctypes.c_uint32),
+        ("gid", ctypes.c_uint32),
+        ("mode", ctypes.c_uint16),
+        ("pad1", ctypes.c_uint16),
+        ("ino", ctypes.c_uint64),
+        ("size", ctypes.c_uint64),
+        ("blocks", ctypes.c_uint64),
+        ("attributes_mask", ctypes.c_uint64),
+        ("times", _StatxTimestamp * 4),
+        ("rdev", ctypes.c_uint32 * 2),
+        ("dev", ctypes.c_uint32 * 2),
+        ("mnt_id", ctypes.c_uint64),
+        ("spare", ctypes.c_uint64 * 13),
+    )
+
+
+def attributes_at(name: bytes, dir_fd: int) -> int:
+    """STATX_ATTR_* bits of *name*, of *dir_fd* itself when empty (statx(2)); 0 if unknown."""
+    buf = _Statx()
+    flags = AT_SYMLINK_NOFOLLOW if name else AT_EMPTY_PATH
+    if _libc.statx(dir_fd, name, flags, 0, ctypes.byref(buf)) < 0:
+        raise _raise(name)
+    return int(buf.attributes & buf.attributes_mask)
+
+
+def mount_id(fd: int) -> int:
+    """Mount id of *fd* (statx STATX_MNT_ID, Linux 5.8); 0 when unknown."""
+    buf = _Statx()
+    if _libc.statx(fd, b"", AT_EMPTY_PATH, 0x1000, ctypes.byref(buf)) < 0:
+        return 0
+    return int(buf.mnt_id) if buf.mask & 0x1000 else 0
+
+
+def inode_flags(fd: int) -> int:
+    """FS_*_FL flags of an open file or directory; 0 where the file system has none."""
+    buf = bytearray(8)
+    try:
+        fcntl.ioctl(fd, _FS_IOC_GETFLAGS, buf)
+    except OSError:
+        return 0
+    return int(struct.unpack_from("=I", buf)[0])
+
+
+def fs_uuid(dir_fd: int) -> bytes | None:
+    """16-byte UUID of the file system of an open (not O_PATH) directory, None if it has none.
+
+    FS_IOC_GETFSUUID (Linux 6.9); btrfs answers ENOTTY there and tells it by BTRFS_IOC_FS_INFO.
+    """
+    buf = bytearray(17)
+    try:
+        fcntl.ioctl(dir_fd, _FS_IOC_GETFSUUID, buf)
+        return bytes(buf[1 : 1 + buf[0]]).ljust(16, b"\0")
+    except OSError:
+        pass
+    info = bytearray(1024)
+    try:
+        fcntl.ioctl(dir_fd, _BTRFS_IOC_FS_INFO, info)
+        return bytes(info[16:32])
+    except OSError:
+        return None
+
+
+class _FileHandle(ctypes.Structure):
+    _fields_ = (
+        ("handle_bytes", ctypes.c_uint32),
+        ("handle_type", ctypes.c_int32),
+        ("f_handle", ctypes.c_char * 128),
+    )
+
+
+class FileId(NamedTuple):
+    """What name_to_handle_at(2) says of an object: type and opaque bytes."""
+
+    type: int
+    fid: bytes
+
+
+def name_to_handle(name: bytes, dir_fd: int) -> FileId:
+    """File handle of *name* (of *dir_fd* itself when empty). EOPNOTSUPP: the fs has none."""
+    buf = _FileHandle()
+    buf.handle_bytes = 128
+    mnt = ctypes.c_int()
+    flags = 0 if name else AT_EMPTY_PATH
+    if _libc.name_to_handle_at(dir_fd, name, ctypes.byref(buf), ctypes.byref(mnt), flags) < 0:
+        raise _raise(name)
+    raw = ctypes.string_at(ctypes.byref(buf, 8), buf.handle_bytes)
+    return FileId(buf.handle_type, raw)
+
+
+def open_by_handle(mount_fd: int, handle: FileId, flags: int) -> int:
+    """Open an object by handle; needs CAP_DAC_READ_SEARCH in the initial user namespace."""
+    buf = _FileHandle()
+    buf.handle_bytes = len(handle.fid)
+    buf.handle_type = handle.type
+    ctypes.memmove(ctypes.byref(buf, 8), handle.fid, len(handle.fid))
+    fd: int = _libc.open_by_handle_at(mount_fd, ctypes.byref(buf), flags | os.O_CLOEXEC)
+    if fd < 0:
+        raise _raise()
+    return fd
+
+
+def getxattr_at(name: bytes, dir_fd: int, key: bytes) -> bytes:
+    return os.getxattr(b"/proc/self/fd/%d/%b" % (dir_fd, name), key, follow_symlinks=False)
+
+
+def listxattr_at(name: bytes, dir_fd: int) -> list[bytes]:
+    """Attribute names of *name* as bytes; empty where the file system has no attributes."""
+    try:
+        names = os.listxattr(b"/proc/self/fd/%d/%b" % (dir_fd, name), follow_symlinks=False)
+    except OSError as exc:
+        if exc.errno == errno.EOPNOTSUPP:
+            return []
+        raise
+    return [os.fsencode(key) for key in names] if names else []
+
+
+# --- changing -----------------------------------------------------------------------------------
+
+mkdir = os.mkdir
+mknod = os.mknod
+symlink = os.symlink
+unlink = os.unlink
+rmdir = os.rmdir
+chown = os.chown
+fchown = os.fchown
+fchmod = os.fchmod
+ftruncate = os.ftruncate
+pwrite = os.pwrite
+fsync = os.fsync
+fdatasync = os.fdatasync
+setxattr = os.setxattr
+removexattr = os.removexattr
+create_at = os.open
+
+
+def link(src: bytes, src_fd: int, dst: bytes, dst_fd: int) -> None:
+    """linkat(2) of the object *src* itself, also when it is a symlink."""
+    os.link(src, dst, src_dir_fd=src_fd, dst_dir_fd=dst_fd, follow_symlinks=False)
+
+
+def link_fd(fd: int, dst: bytes, dst_fd: int) -> None:
+    """Give the open file *fd* (O_TMPFILE or unlinked-but-linkable) the name *dst*."""
+    os.link(b"/proc/self/fd/%d" % fd, dst, dst_dir_fd=dst_fd, follow_symlinks=True)
+
+
+def rename(old: bytes, old_fd: int, new: bytes, new_fd: int, flags: int = 0) -> None:
+    """renameat2(2)."""
+    if not flags:
+        os.rename(old, new, src_dir_fd=old_fd, dst_dir_fd=new_fd)
+    elif _libc.renameat2(old_fd, old, new_fd, new, flags) < 0:
+        raise _raise(old)
+
+
+def chmod(name: bytes, dir_fd: int, mode: int) -> None:
+    """Set the permission bits of *name*, which is not a symlink; never follows one."""
+    if _have_fchmodat2:
+        if _syscall(_NR_FCHMODAT2, dir_fd, name, mode, AT_SYMLINK_NOFOLLOW) == 0:
+            return
+        if ctypes.get_errno() != errno.ENOSYS:
+            raise _raise(name)
+    fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
+    try:
+        os.chmod(b"/proc/self/fd/%d" % fd, mode)
+    finally:
+        os.close(fd)
+
+
+def _probe_fchmodat2() -> bool:
+    # An empty name is ENOENT where the call exists (Linux 6.6).
+    _syscall(_NR_FCHMODAT2, AT_FDCWD, b"", 0, AT_SYMLINK_NOFOLLOW)
+    return ctypes.get_errno() == errno.ENOENT
+
+
+_have_fchmodat2: Final = _probe_fchmodat2()
+
+
+class _Timespec(ctypes.Structure):
+    _fields_ = (("sec", ctypes.c_long), ("nsec", ctypes.c_long))
+
+
+_TwoTimes = _Timespec * 2
+
+
+def _timespec(ns: int | None) -> _Timespec:
+    if ns is None:
+        return _Timespec(0, UTIME_OMIT)
+    return _Timespec(ns // 1_000_000_000, ns % 1_000_000_000)
+
+
+def utimes(name: bytes, dir_fd: int, atime_ns: int | None, mtime_ns: int | None) -> None:
+    """utimensat(2) without following; None leaves a time alone."""
+    times = _TwoTimes(_timespec(atime_ns), _timespec(mtime_ns))
+    if _libc.utimensat(dir_fd, name, times, AT_SYMLINK_NOFOLLOW) < 0:
+        raise _raise(name)
+
+
+def utimes_path(path: bytes, atime_ns: int | None, mtime_ns: int | None) -> None:
+    """utimensat(2) through a /proc/self/fd path, which is followed."""
+    times = _TwoTimes(_timespec(atime_ns), _timespec(mtime_ns))
+    if _libc.utimensat(AT_FDCWD, path, times, 0) < 0:
+        raise _raise(path)
+
+
+def futimes(fd: int, atime_ns: int | None, mtime_ns: int | None) -> None:
+    """futimens(2) on an open file, or through /proc on an O_PATH descriptor."""
+    times = _TwoTimes(_timespec(atime_ns), _timespec(mtime_ns))
+    if _libc.futimens(fd, times) < 0:
+        if ctypes.get_errno() != errno.EBADF:
+            raise _raise()
+        utimes_path(fd_path(fd), atime_ns, mtime_ns)
+
+
+def setxattr_at(name: bytes, dir_fd: int, key: bytes, value: bytes, flags: int = 0) -> None:
+    setxattr(b"/proc/self/fd/%d/%b" % (dir_fd, name), key, value, flags, follow_symlinks=False)
+
+
+def removexattr_at(name: bytes, dir_fd: int, key: bytes) -> None:
+    removexattr(b"/proc/self/fd/%d/%b" % (dir_fd, name), key, follow_symlinks=False)
+
+
+def set_inode_flags(fd: int, flags: int) -> None:
+    fcntl.ioctl(fd, _FS_IOC_SETFLAGS, struct.pack("=Q", flags))
+
+
+def clone_data(src: int, dst: int) -> bool:
+    """Share all extents of *src* with *dst* (FICLONE); False where the file system cannot."""
+    try:
+        fcntl.ioctl(dst, _FICLONE, src)
+    except OSError:
+        return False
+    return True
+
+
+copy_range = os.copy_file_range
+
+#: Names through which a disk changes; the fault seam of the tests wraps each of them.
+MUTATORS: Final = (
+    "mkdir",
+    "mknod",
+    "symlink",
+    "unlink",
+    "rmdir",
+    "chown",
+    "fchown",
+    "fchmod",
+    "chmod",
+    "ftruncate",
+    "pwrite",
+    "fsync",
+    "fdatasync",
+    "setxattr",
+    "removexattr",
+    "create_at",
+    "link",
+    "link_fd",
+    "rename",
+    "utimes",
+    "utimes_path",
+    "futimes",
+    "set_inode_flags",
+    "clone_data",
+    "copy_range",
+)
+
+
+# --- identity of the calling thread -------------------------------------------------------------
+
+_setfsuid = _libc.setfsuid
+_setfsgid = _libc.setfsgid
+
+
+def keep_capabilities() -> bool:
+    """Let setfsuid() leave this thread's capabilities alone (capabilities(7), securebits).
+
+    Creation then happens with the caller's ids and the mounter's rights, as in the kernel's
+    ovl_override_creds(). Inherited by threads started later. False without CAP_SETPCAP.
+    """
+    bits = _libc.prctl(_PR_GET_SECUREBITS, 0, 0, 0, 0)
+    if bits < 0:
+        return False
+    return bool(_libc.prctl(_PR_SET_SECUREBITS, bits | _SECBIT_NO_SETUID_FIXUP, 0, 0, 0) == 0)
+
+
+def set_fs_ids(uid: int, gid: int) -> None:
+    """File system ids of this thread only; the raw calls are per thread in glibc and musl.
+
+    Raises EPERM when the ids did not take (not permitted, or not mapped in the namespace).
+    """
+    _setfsgid(gid)
+    _setfsuid(uid)
+    if _setfsuid(-1) != uid or _setfsgid(-1) != gid:
+        raise OSError(errno.EPERM, f"no permission to act as user {uid}, group {gid}")
+
+
+def clear_fs_ids(uid: int, gid: int) -> None:
+    """Back to the server's own ids; cannot fail."""
+    _setfsuid(uid)
+    _setfsgid(gid)
