@@ -35,7 +35,8 @@ def inherit(default: bytes, mode: int) -> Inherited:
     bits = mode & 0o777
     out = [struct.pack("<I", _VERSION)]
     extended = False
-    for tag, perm, who in entries:
+    for tag, granted, who in entries:
+        perm = granted
         if tag == _USER_OBJ:
             perm &= bits >> 6
             bits = bits & 0o077 | perm << 6

@@ -129,10 +129,10 @@ def list_xattrs(stack: Stack, node: Node, caller: Caller | None = None) -> list[
         raise
     shown = [stack.dialect.to_view(os.fsencode(key)) for key in raw]
     keys = [key for key in shown if key is not None]
-    if caller is not None and any(key.startswith(ondisk.TRUSTED_NAMESPACE) for key in keys):
-        if not creds.sees_trusted(caller):
-            keys = [key for key in keys if not key.startswith(ondisk.TRUSTED_NAMESPACE)]
-    return keys
+    plain = [key for key in keys if not key.startswith(ondisk.TRUSTED_NAMESPACE)]
+    if len(plain) == len(keys) or caller is None or creds.sees_trusted(caller):
+        return keys
+    return plain
 
 
 def check_xattr(stack: Stack, node: Node, key: bytes) -> bytes:
@@ -168,8 +168,10 @@ def remove_xattr(stack: Stack, node: Node, key: bytes) -> None:
 
 
 def _drop_sgid(stack: Stack, node: Node, caller: Caller) -> None:
-    """A new access ACL by somebody outside the file's group clears sgid
-    (posix_acl_update_mode() in fs/posix_acl.c)."""
+    """A new access ACL by somebody outside the file's group clears sgid.
+
+    Source: posix_acl_update_mode() in fs/posix_acl.c.
+    """
     st = stack.stat(node)
     if not st.st_mode & stat.S_ISGID or st.st_gid in creds.groups_of(caller):
         return

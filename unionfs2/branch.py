@@ -113,9 +113,7 @@ class Branch:
         self.cache = cache
         self.private = private
         # A private clone has nothing mounted below it; a shared tree may, and is not entered.
-        self.open_dir: Callable[[bytes, int], int] = (
-            sc.open_dir if private else sc.open_dir_no_xdev
-        )
+        self.open_dir: Callable[[bytes, int], int] = sc.open_dir if private else sc.open_dir_no_xdev
         self.dev = os.stat(root_fd).st_dev
         self.fs_index = 0
         self.identity = Identity(None, -1)

@@ -210,8 +210,11 @@ def copy_metadata(stack: Stack, node: Node, st: os.stat_result, dst: int, src: i
 
 
 def copy_xattrs(stack: Stack, src: bytes, dst: bytes, *, follow: bool) -> None:
-    """All attributes but our own marks. One that the upper cannot store is left out, except
-    ``security.*`` and ACLs (ovl_copy_xattr(), ovl_must_copy_xattr())."""
+    """Copy all attributes but our own marks.
+
+    One that the upper cannot store is left out, except ``security.*`` and ACLs
+    (ovl_copy_xattr(), ovl_must_copy_xattr()).
+    """
     try:
         keys = [os.fsencode(key) for key in os.listxattr(src, follow_symlinks=follow)]
     except OSError as exc:
@@ -234,8 +237,10 @@ def copy_xattrs(stack: Stack, src: bytes, dst: bytes, *, follow: bool) -> None:
 
 
 def copy_flags(stack: Stack, src: int, dst: int, dst_path: bytes) -> None:
-    """sync and noatime on the inode; immutable and append-only as ``protattr``
-    (ovl_copy_fileattr())."""
+    """Copy sync and noatime to the inode, immutable and append-only to ``protattr``.
+
+    Source: ovl_copy_fileattr().
+    """
     flags = sc.inode_flags(src)
     if flags & _PROTECTING:
         value = (b"a" if flags & sc.FS_APPEND_FL else b"") + (
@@ -294,13 +299,14 @@ def directory(stack: Stack, node: Dir) -> RealDir:
     """The upper directory of *node*, copied up with all missing ancestors first."""
     if node.upper is not None:
         return node.upper
+    if node.flags & nd.DEAD:
+        raise oserror(errno.ENOENT, node.name)
+    _ = stack.w  # so the root is in the upper, and the walk ends there at the latest
     chain = []
     here: Dir | None = node
     while here is not None and here.upper is None:
         chain.append(here)
         here = here.parent
-    if here is None:
-        raise oserror(errno.EROFS)
     for missing in reversed(chain):
         _copy_directory(stack, missing)
     assert node.upper is not None
@@ -309,7 +315,8 @@ def directory(stack: Stack, node: Dir) -> RealDir:
 
 def _copy_directory(stack: Stack, node: Dir) -> None:
     parent = node.parent
-    assert parent is not None and parent.upper is not None
+    assert parent is not None
+    assert parent.upper is not None
     w = stack.w
     low = node.lowers[0]
     st = os.stat(low.at())
@@ -365,7 +372,8 @@ def prepare(stack: Stack, node: Node, *, limit: int | None = None) -> CopyJob | 
 
 def _copy_special(stack: Stack, node: Node, st: os.stat_result, temp: bytes) -> None:
     """Symlink, fifo, socket or device: made in the work directory and moved into place."""
-    assert node.low is not None and node.parent is not None
+    assert node.low is not None
+    assert node.parent is not None
     work_fd = stack.w.work_fd
     upper = node.parent.upper
     assert upper is not None

@@ -33,6 +33,7 @@ def wants_write(flags: int) -> bool:
 
 
 def passed_flags(flags: int) -> int:
+    """Flags for the real open."""
     return flags & ~_NOT_PASSED
 
 
@@ -67,13 +68,16 @@ def open_file(stack: Stack, node: Node, flags: int, caller: Caller | None = None
 
 
 def _drop_privileges_on_truncate(stack: Stack, node: Node, caller: Caller) -> None:
-    """An O_TRUNC that arrives with the open is a truncation by the caller, not by the server:
-    suid and sgid go unless the caller may keep them (should_remove_suid() in fs/inode.c)."""
+    """Clear suid and sgid as for a truncation by the caller, unless the caller may keep them.
+
+    The O_TRUNC of an open arrives with it, and the server would truncate with its own rights
+    (should_remove_suid(), setattr_should_drop_sgid() in fs).
+    """
     st = stack.stat(node)
     drop = st.st_mode & stat.S_ISUID
-    if st.st_mode & (stat.S_ISGID | stat.S_IXGRP) == stat.S_ISGID | stat.S_IXGRP:
-        drop |= stat.S_ISGID
-    elif st.st_mode & stat.S_ISGID and st.st_gid not in creds.groups_of(caller):
+    if st.st_mode & stat.S_ISGID and (
+        st.st_mode & stat.S_IXGRP or st.st_gid not in creds.groups_of(caller)
+    ):
         drop |= stat.S_ISGID
     if drop and not creds.keeps_suid(caller):
         attrs.change_mode(stack, node, stat.S_IMODE(st.st_mode) & ~drop)
@@ -95,6 +99,7 @@ def adopt(node: Node, fd: int, flags: int) -> FileHandle:
 
 
 def read(handle: FileHandle, offset: int, size: int) -> bytes:
+    """Up to *size* bytes at *offset*; empty at the end."""
     return os.pread(handle.fd, size, offset)
 
 
@@ -139,4 +144,3 @@ def release(stack: Stack, handle: FileHandle) -> None:
             node.handles = None
             if not node.lookups:
                 stack.nodes.reap(node)
-

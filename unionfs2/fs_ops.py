@@ -15,16 +15,16 @@ import logging
 import os
 import signal
 import stat
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import pyfuse3
 import trio
 
-from . import files
+from . import creds, files
 from .errors import UnionFSError
 from .fuse_attr import AttrWriter
-from .handles import DirHandle, FileHandle
+from .handles import DirHandle
 from .model import Caller, Entry, SetAttr
 from .nodes import Dir, Node
 from .options import MountSpec
@@ -34,24 +34,26 @@ from .union import UnionFS
 
 _log = logging.getLogger(__name__)
 
+P = ParamSpec("P")
 R = TypeVar("R")
+Ctx = pyfuse3.RequestContext
+Token = pyfuse3.ReaddirToken
 _CACHE_S = 1e9
 _READ_MAX = 1 << 20
 _DOTS = 2
 
 
 def answering(
-    method: Callable[..., Awaitable[R]],
-) -> Callable[..., Awaitable[R]]:
+    method: Callable[Concatenate[Door, P], Coroutine[Any, Any, R]],
+) -> Callable[Concatenate[Door, P], Coroutine[Any, Any, R]]:
     """Make a handler answer with an errno whatever happens; the only place that does."""
 
-    @functools.wraps(method)
-    async def handler(self: Door, *args: Any) -> R:
+    async def handler(self: Door, /, *args: P.args, **kwargs: P.kwargs) -> R:
         cache = self.fs.stack.cache
         if len(cache) > cache.limit:
             cache.trim()
         try:
-            return await method(self, *args)
+            return await method(self, *args, **kwargs)
         except pyfuse3.FUSEError:
             raise
         except OSError as exc:
@@ -61,10 +63,11 @@ def answering(
         except UnionFSError as exc:
             _log.warning("%s: %s", method.__name__, exc)
             raise pyfuse3.FUSEError(exc.errno) from None
-        except Exception:
+        except Exception:  # noqa: BLE001 - whatever it is, the mount must live on
             _log.exception("unexpected error in %s", method.__name__)
             raise pyfuse3.FUSEError(errno.EIO) from None
 
+    functools.update_wrapper(handler, method)
     return handler
 
 
@@ -141,7 +144,7 @@ class Door(pyfuse3.Operations):
     # --- names -------------------------------------------------------------------------------
 
     @answering
-    async def lookup(self, parent: int, name: bytes, ctx: Any) -> pyfuse3.EntryAttributes:
+    async def lookup(self, parent: int, name: bytes, ctx: Ctx) -> pyfuse3.EntryAttributes:
         directory = self._nodes.get(parent)
         if directory is None or not directory.is_dir:
             directory = self._dir(parent)
@@ -154,28 +157,26 @@ class Door(pyfuse3.Operations):
         try:
             for node_id, count in inode_list:
                 self.fs.forget(node_id, count)
-        except Exception:
+        except Exception:  # noqa: BLE001 - see answering()
             _log.exception("unexpected error in forget")
 
     @answering
     async def mknod(
-        self, parent: int, name: bytes, mode: int, rdev: int, ctx: Any
+        self, parent: int, name: bytes, mode: int, rdev: int, ctx: Ctx
     ) -> pyfuse3.EntryAttributes:
         found = self.fs.mknod(self._dir(parent), name, mode, rdev, _caller(ctx))
         self._tell()
         return self._counted(found)
 
     @answering
-    async def mkdir(
-        self, parent: int, name: bytes, mode: int, ctx: Any
-    ) -> pyfuse3.EntryAttributes:
+    async def mkdir(self, parent: int, name: bytes, mode: int, ctx: Ctx) -> pyfuse3.EntryAttributes:
         found = self.fs.mkdir(self._dir(parent), name, mode, _caller(ctx))
         self._tell()
         return self._counted(found)
 
     @answering
     async def symlink(
-        self, parent: int, name: bytes, target: bytes, ctx: Any
+        self, parent: int, name: bytes, target: bytes, ctx: Ctx
     ) -> pyfuse3.EntryAttributes:
         found = self.fs.symlink(self._dir(parent), name, target, _caller(ctx))
         self._tell()
@@ -183,7 +184,7 @@ class Door(pyfuse3.Operations):
 
     @answering
     async def link(
-        self, inode: int, new_parent: int, new_name: bytes, ctx: Any
+        self, inode: int, new_parent: int, new_name: bytes, ctx: Ctx
     ) -> pyfuse3.EntryAttributes:
         node, parent = self.fs.node(inode), self._dir(new_parent)
         await self._up(node)
@@ -192,7 +193,7 @@ class Door(pyfuse3.Operations):
         return self._counted(found)
 
     @answering
-    async def unlink(self, parent: int, name: bytes, ctx: Any) -> None:
+    async def unlink(self, parent: int, name: bytes, ctx: Ctx) -> None:
         directory = self._dir(parent)
         await self._free(directory, name)
         node = self.fs.unlink(directory, name)
@@ -202,15 +203,20 @@ class Door(pyfuse3.Operations):
         self._tell()
 
     @answering
-    async def rmdir(self, parent: int, name: bytes, ctx: Any) -> None:
+    async def rmdir(self, parent: int, name: bytes, ctx: Ctx) -> None:
         self.fs.rmdir(self._dir(parent), name)
         self._tell()
 
     @answering
     async def rename(
-        self, parent_old: int, name_old: bytes, parent_new: int, name_new: bytes, flags: int,
-        ctx: Any,
-    ) -> None:  # fmt: skip
+        self,
+        parent_old: int,
+        name_old: bytes,
+        parent_new: int,
+        name_new: bytes,
+        flags: int,
+        ctx: Ctx,
+    ) -> None:
         old, new = self._dir(parent_old), self._dir(parent_new)
         await self._free(old, name_old)
         await self._free(new, name_new)
@@ -227,19 +233,24 @@ class Door(pyfuse3.Operations):
         self._tell()
 
     @answering
-    async def readlink(self, inode: int, ctx: Any) -> bytes:
+    async def readlink(self, inode: int, ctx: Ctx) -> bytes:
         return self.fs.readlink(self.fs.node(inode))
 
     # --- attributes --------------------------------------------------------------------------
 
     @answering
-    async def getattr(self, inode: int, ctx: Any) -> pyfuse3.EntryAttributes:
+    async def getattr(self, inode: int, ctx: Ctx) -> pyfuse3.EntryAttributes:
         node = self.fs.node(inode)
         return self._entry(node, self.fs.getattr(node))
 
     @answering
     async def setattr(
-        self, inode: int, attr: Any, fields: Any, fh: int | None, ctx: Any
+        self,
+        inode: int,
+        attr: pyfuse3.EntryAttributes,
+        fields: pyfuse3.SetattrFields,
+        fh: int | None,
+        ctx: Ctx,
     ) -> pyfuse3.EntryAttributes:
         node = self.fs.node(inode)
         new = SetAttr(
@@ -258,19 +269,25 @@ class Door(pyfuse3.Operations):
         return self._entry(node, st)
 
     @answering
-    async def access(self, inode: int, mode: int, ctx: Any) -> bool:
+    async def access(self, inode: int, mode: int, ctx: Ctx) -> bool:
         """Asked only where the kernel does not check by itself (default_permissions)."""
         st = self.fs.getattr(self.fs.node(inode))
         return _allowed(st, mode, _caller(ctx))
 
     @answering
-    async def statfs(self, ctx: Any) -> pyfuse3.StatvfsData:
+    async def statfs(self, ctx: Ctx) -> pyfuse3.StatvfsData:
         real = self.fs.statfs()
         out = pyfuse3.StatvfsData()
         for field in (
-            "f_bsize", "f_frsize", "f_blocks", "f_bfree", "f_bavail", "f_files", "f_ffree",
+            "f_bsize",
+            "f_frsize",
+            "f_blocks",
+            "f_bfree",
+            "f_bavail",
+            "f_files",
+            "f_ffree",
             "f_favail",
-        ):  # fmt: skip
+        ):
             setattr(out, field, getattr(real, field))
         out.f_namemax = self.fs.name_max
         return out
@@ -278,15 +295,15 @@ class Door(pyfuse3.Operations):
     # --- extended attributes -----------------------------------------------------------------
 
     @answering
-    async def getxattr(self, inode: int, name: bytes, ctx: Any) -> bytes:
+    async def getxattr(self, inode: int, name: bytes, ctx: Ctx) -> bytes:
         return self.fs.getxattr(self.fs.node(inode), name)
 
     @answering
-    async def listxattr(self, inode: int, ctx: Any) -> Sequence[bytes]:
+    async def listxattr(self, inode: int, ctx: Ctx) -> Sequence[bytes]:
         return self.fs.listxattr(self.fs.node(inode), _caller(ctx))
 
     @answering
-    async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: Any) -> None:
+    async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: Ctx) -> None:
         # pyfuse3 has checked XATTR_CREATE and XATTR_REPLACE with getxattr() before.
         node = self.fs.node(inode)
         self.fs.check_setxattr(node, name)
@@ -295,7 +312,7 @@ class Door(pyfuse3.Operations):
         self._tell()
 
     @answering
-    async def removexattr(self, inode: int, name: bytes, ctx: Any) -> None:
+    async def removexattr(self, inode: int, name: bytes, ctx: Ctx) -> None:
         node = self.fs.node(inode)
         if not node.in_upper:
             self.fs.check_setxattr(node, name)
@@ -307,7 +324,7 @@ class Door(pyfuse3.Operations):
     # --- files -------------------------------------------------------------------------------
 
     @answering
-    async def open(self, inode: int, flags: int, ctx: Any) -> pyfuse3.FileInfo:
+    async def open(self, inode: int, flags: int, ctx: Ctx) -> pyfuse3.FileInfo:
         node = self.fs.node(inode)
         caller = None
         if files.wants_write(flags):
@@ -320,7 +337,7 @@ class Door(pyfuse3.Operations):
 
     @answering
     async def create(
-        self, parent: int, name: bytes, mode: int, flags: int, ctx: Any
+        self, parent: int, name: bytes, mode: int, flags: int, ctx: Ctx
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
         handle, st = self.fs.create(self._dir(parent), name, mode, flags, _caller(ctx))
         self._tell()
@@ -328,7 +345,9 @@ class Door(pyfuse3.Operations):
         return info, self._counted((handle.node, st))
 
     @answering
-    async def read(self, fh: int, off: int, size: int) -> bytes | memoryview:
+    async def read(  # type: ignore[override]  # any buffer is taken, the stub says bytes
+        self, fh: int, off: int, size: int
+    ) -> bytes | memoryview:
         handle = self.fs.file(fh)
         if size > _READ_MAX:
             return await self._runner.thread(_read_whole, handle.fd, off, size)
@@ -357,7 +376,8 @@ class Door(pyfuse3.Operations):
     @answering
     async def fsync(self, fh: int, datasync: bool) -> None:
         handle = self.fs.file(fh)
-        await self._runner.thread(_sync, self.fs, handle, datasync)
+        work = functools.partial(self.fs.sync, handle, data_only=datasync)
+        await self._runner.thread(work)
 
     @answering
     async def release(self, fh: int) -> None:
@@ -366,7 +386,7 @@ class Door(pyfuse3.Operations):
     # --- listings ----------------------------------------------------------------------------
 
     @answering
-    async def opendir(self, inode: int, ctx: Any) -> int:
+    async def opendir(self, inode: int, ctx: Ctx) -> int:
         return self.fs.opendir(self._dir(inode)).id
 
     @answering
@@ -383,7 +403,7 @@ class Door(pyfuse3.Operations):
                 os.close(fd)
 
     @answering
-    async def readdir(self, fh: int, start_id: int, token: Any) -> None:
+    async def readdir(self, fh: int, start_id: int, token: Token) -> None:
         handle = self.fs.dir_handle(fh)
         if start_id == 0 or handle.entries is None:
             handle.entries = self.fs.listing(handle.node)
@@ -394,7 +414,7 @@ class Door(pyfuse3.Operations):
             if not self._reply_name(handle, entries[position], position + _DOTS + 1, token):
                 return
 
-    def _reply_dots(self, node: Dir, start: int, token: Any) -> bool:
+    def _reply_dots(self, node: Dir, start: int, token: Token) -> bool:
         parent = node.parent or node
         for position, (name, of) in enumerate(((b".", node), (b"..", parent))):
             if position >= start:
@@ -403,7 +423,7 @@ class Door(pyfuse3.Operations):
                     return False
         return True
 
-    def _reply_name(self, handle: DirHandle, found: Entry, next_id: int, token: Any) -> bool:
+    def _reply_name(self, handle: DirHandle, found: Entry, next_id: int, token: Token) -> bool:
         node = handle.node
         try:
             hit = self._lookup(node, found.name)
@@ -424,13 +444,11 @@ class Door(pyfuse3.Operations):
         return False
 
 
-def _caller(ctx: Any) -> Caller:
+def _caller(ctx: Ctx) -> Caller:
     return Caller(ctx.uid, ctx.gid, ctx.pid, ctx.umask)
 
 
 def _allowed(st: os.stat_result, mask: int, caller: Caller) -> bool:
-    from . import creds
-
     if caller.uid == 0:
         runnable = stat.S_ISDIR(st.st_mode) or bool(st.st_mode & 0o111)
         return not mask & os.X_OK or runnable
@@ -453,11 +471,7 @@ def _read_whole(fd: int, offset: int, size: int) -> bytes:
     return data
 
 
-def _sync(fs: UnionFS, handle: FileHandle, data_only: bool) -> None:
-    fs.sync(handle, data_only=data_only)
-
-
-async def _serve(debug: bool) -> None:
+async def _serve() -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_end_on_signal)
         await pyfuse3.main()
@@ -497,6 +511,6 @@ def serve(
     pyfuse3.init(door, f"/dev/fd/{fuse_fd}", options)
     _log.debug("serving %s", mountpoint)
     try:
-        trio.run(_serve, debug)
+        trio.run(_serve)
     finally:
         pyfuse3.close(unmount=False)

@@ -59,8 +59,10 @@ def _other_kind(found: os.DirEntry[str]) -> int:
 
 
 def hides(stack: Stack, directory: RealDir, entry: Entry) -> bool:
-    """Whether *entry* is a whiteout as far as listings see it (ovl_check_empty_dir(), ovl_fill*):
-    the attribute form counts in directories marked ``opaque=x`` only."""
+    """Whether *entry* is a whiteout as far as listings see it.
+
+    The attribute form counts in directories marked ``opaque=x`` only (ovl_fill_merge()).
+    """
     if entry.kind == WHITEOUT:
         return True
     if entry.kind != _S_IFREG or directory not in stack.xwhiteout_dirs:
@@ -68,9 +70,7 @@ def hides(stack: Stack, directory: RealDir, entry: Entry) -> bool:
     dir_fd = directory.at()
     st = sc.lstat_or_none(entry.name, dir_fd)
     return (
-        st is not None
-        and st.st_size == 0
-        and whiteout.has_mark(stack.dialect, entry.name, dir_fd)
+        st is not None and st.st_size == 0 and whiteout.has_mark(stack.dialect, entry.name, dir_fd)
     )
 
 
@@ -107,8 +107,11 @@ def whiteouts_of_empty(stack: Stack, node: Dir) -> list[bytes]:
 
 
 def listed_although_hidden(stack: Stack, node: Dir, name: bytes) -> bool:
-    """Whether a name that lookup denies is nevertheless shown by listings: a stray whiteout in
-    a directory that is not merged, or an attribute whiteout without ``opaque=x``."""
+    """Whether a name that lookup denies is nevertheless shown by listings.
+
+    So it is with a stray whiteout in a directory that is not merged, and with an attribute
+    whiteout without ``opaque=x``.
+    """
     layers = [node.upper, *node.lowers] if node.upper is not None else list(node.lowers)
     for directory in layers:
         st = sc.lstat_or_none(name, directory.at())

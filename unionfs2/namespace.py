@@ -81,9 +81,7 @@ class Creator:
 
         return self._make(parent, name, stat.S_IFDIR | stat.S_IMODE(mode), caller, make)
 
-    def _make(
-        self, parent: Dir, name: bytes, mode: int, caller: Caller, make: _Maker
-    ) -> Found:
+    def _make(self, parent: Dir, name: bytes, mode: int, caller: Caller, make: _Maker) -> Found:
         stack = self._stack
         self._check_new(parent, name)
         upper = copyup.directory(stack, parent)
@@ -117,7 +115,8 @@ class Creator:
 
     def _new_node(self, parent: Dir, name: bytes, st: os.stat_result) -> Node:
         stack = self._stack
-        assert parent.upper is not None and stack.upper is not None
+        assert parent.upper is not None
+        assert stack.upper is not None
         ino = stack.ino_of(st, stack.upper)
         if stat.S_ISDIR(st.st_mode):
             node: Node = Dir(ino, parent.upper.child(name), (), whiteouts=False)

@@ -32,8 +32,11 @@ OPAQUE = 0x80  # directory known to carry the opaque mark
 
 
 class Node:
-    """A file of any type but directory. ``low`` is the directory of the lower branch that holds
-    it under ``name``; None when the object is in the upper, under the parent's upper directory."""
+    """A file of any type but directory.
+
+    ``low`` is the directory of the lower branch that holds it under ``name``; None when the
+    object is in the upper, under the parent's upper directory.
+    """
 
     __slots__ = (
         "aliases",
@@ -43,8 +46,8 @@ class Node:
         "ino",
         "kind",
         "link_key",
-        "low",
         "lookups",
+        "low",
         "name",
         "orphan",
         "parent",

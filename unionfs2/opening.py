@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 from contextlib import ExitStack
 
 from . import mountcalls, ondisk, privilege, workdir
@@ -90,12 +91,7 @@ def _refuse_unsupported(spec: MountSpec) -> None:
 
 
 def _cache_limit(branches: int) -> int:
-    try:
-        import resource
-
-        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    except (ImportError, OSError):
-        limit = 1024
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     free = limit - branches * _FDS_PER_BRANCH - _FDS_RESERVED
     if free < 32:
         raise LayerError(
@@ -142,7 +138,8 @@ def _clone(fd: int) -> int:
 def _open_upper(
     spec: MountSpec, cache: FdCache, resources: ExitStack, *, clean: bool
 ) -> tuple[Branch, int]:
-    assert spec.upper is not None and spec.work is not None
+    assert spec.upper is not None
+    assert spec.work is not None
     upper_fd = _open_root("upper", spec.upper)
     base_fd = _open_root("work", spec.work)
     private = False

@@ -64,7 +64,11 @@ def resolve(raw: bytes, lowers: list[Branch]) -> tuple[os.stat_result, Branch] |
     uuid, handle = found
     tried: set[int] = set()
     for branch in lowers:
-        if branch.identity.handle_fd < 0 or branch.dev in tried or (branch.identity.uuid or ondisk.UUID_NULL) != uuid:
+        if (
+            branch.identity.handle_fd < 0
+            or branch.dev in tried
+            or (branch.identity.uuid or ondisk.UUID_NULL) != uuid
+        ):
             continue
         tried.add(branch.dev)
         try:
@@ -79,4 +83,5 @@ def resolve(raw: bytes, lowers: list[Branch]) -> tuple[os.stat_result, Branch] |
 
 
 def same_type(one: int, other: int) -> bool:
+    """Whether two st_mode values are of one file type."""
     return stat.S_IFMT(one) == stat.S_IFMT(other)

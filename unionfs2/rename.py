@@ -27,8 +27,11 @@ class Place(NamedTuple):
 
 
 def rename(stack: Stack, old: Place, new: Place, flags: int) -> None:
-    """Move or exchange. Raises EXDEV for a lower or merged directory (redirect_dir is off),
-    EINVAL for RENAME_WHITEOUT, EEXIST, ENOTEMPTY, ENOTDIR, EISDIR as renameat2(2)."""
+    """Move or exchange.
+
+    Raises EXDEV for a lower or merged directory (redirect_dir is off), EINVAL for
+    RENAME_WHITEOUT, EEXIST, ENOTEMPTY, ENOTDIR, EISDIR as renameat2(2).
+    """
     source, target = check(stack, old, new, flags)
     if source is target and not source.is_dir:
         return  # two names of one file: nothing happens (rename(2))
@@ -144,10 +147,9 @@ def _exchange(stack: Stack, old: Place, new: Place, source: Node, target: Node) 
             stack.mark_impure(old.parent)
     _mark_opaque(stack, source, old, new.parent)
     _mark_opaque(stack, target, new, old.parent)
-    assert old.parent.upper is not None and new.parent.upper is not None
-    sc.rename(
-        old.name, old.parent.upper.at(), new.name, new.parent.upper.at(), sc.RENAME_EXCHANGE
-    )
+    assert old.parent.upper is not None
+    assert new.parent.upper is not None
+    sc.rename(old.name, old.parent.upper.at(), new.name, new.parent.upper.at(), sc.RENAME_EXCHANGE)
     old.parent.children.pop(old.name, None)
     new.parent.children.pop(new.name, None)
     _moved(stack, source, old, new)
@@ -160,9 +162,7 @@ def _mark_opaque(stack: Stack, node: Node, place: Place, into: Dir) -> None:
         return
     assert place.parent.upper is not None
     try:
-        sc.setxattr_at(
-            place.name, place.parent.upper.at(), stack.dialect.opaque, ondisk.OPAQUE_YES
-        )
+        sc.setxattr_at(place.name, place.parent.upper.at(), stack.dialect.opaque, ondisk.OPAQUE_YES)
     except OSError:
         raise oserror(errno.EXDEV, place.name) from None
     node.flags |= nd.OPAQUE
@@ -170,7 +170,8 @@ def _mark_opaque(stack: Stack, node: Node, place: Place, into: Dir) -> None:
 
 def _moved(stack: Stack, node: Node, old: Place, new: Place) -> None:
     if isinstance(node, Dir):
-        assert node.upper is not None and new.parent.upper is not None
+        assert node.upper is not None
+        assert new.parent.upper is not None
         node.upper.move(new.parent.upper, new.name)
     if old.parent.children.get(old.name) is node:
         del old.parent.children[old.name]
@@ -178,9 +179,12 @@ def _moved(stack: Stack, node: Node, old: Place, new: Place) -> None:
 
 
 def _clear(stack: Stack, node: Dir, marks: list[bytes]) -> None:
-    """Exchange an upper directory that holds whiteouts only with an empty opaque twin
-    (ovl_clear_empty()), so that it can be replaced in one step."""
-    assert node.upper is not None and node.upper.parent is not None
+    """Exchange an upper directory that holds whiteouts only with an empty opaque twin.
+
+    It can then be replaced in one step (ovl_clear_empty()).
+    """
+    assert node.upper is not None
+    assert node.upper.parent is not None
     w = stack.w
     upper_fd = node.upper.at()
     st = os.stat(upper_fd)

@@ -32,6 +32,7 @@ Found = tuple[Node, os.stat_result]
 
 
 def oserror(number: int, name: bytes | None = None) -> OSError:
+    """The OSError of errno *number*."""
     return OSError(number, os.strerror(number), name)
 
 
@@ -103,9 +104,7 @@ class Stack:
         top = self.upper if self.upper is not None else self.lowers[0]
         ino = os.stat(top.root_fd).st_ino
         lowers = tuple(b.root for b in self.lowers)
-        root = Dir(
-            ino, self.upper.root if self.upper is not None else None, lowers, whiteouts=True
-        )
+        root = Dir(ino, self.upper.root if self.upper is not None else None, lowers, whiteouts=True)
         for low in lowers:
             self._note_xwhiteouts(low, low.at())
         self.nodes.add(root, None, b"")
@@ -300,13 +299,14 @@ class Stack:
     # --- directories -------------------------------------------------------------------------
 
     def _upper_dir(self, parent: Dir, name: bytes, st: os.stat_result) -> Found:
-        assert parent.upper is not None and self.upper is not None
+        assert parent.upper is not None
+        assert self.upper is not None
         upper_fd = parent.upper.at()
         keys = sc.listxattr_at(name, upper_fd)
         dialect = self.dialect
         walk = _Walk(self, parent, name)
         if keys:
-            if self._is_opaque(name, upper_fd, keys):
+            if self.is_opaque(name, upper_fd, keys):
                 walk.stop = True
             elif dialect.redirect in keys:
                 walk.redirect(name, upper_fd)
@@ -336,7 +336,8 @@ class Stack:
         self.nodes.add(node, parent, name)
         return node, st
 
-    def _is_opaque(self, name: bytes, dir_fd: int, keys: list[bytes]) -> bool:
+    def is_opaque(self, name: bytes, dir_fd: int, keys: list[bytes]) -> bool:
+        """Whether the directory *name* with attributes *keys* hides what is below it."""
         if self.dialect.opaque not in keys:
             return False
         return sc.getxattr_at(name, dir_fd, self.dialect.opaque) == ondisk.OPAQUE_YES
@@ -346,7 +347,8 @@ class Stack:
 
         Best effort: a read-only upper file system must not make the lookup fail.
         """
-        assert parent.upper is not None and low.parent is not None
+        assert parent.upper is not None
+        assert low.parent is not None
         try:
             value = origin.of_object(low.branch, low.name, low.parent.at())
             sc.setxattr_at(name, parent.upper.at(), self.dialect.origin, value)
@@ -466,7 +468,7 @@ class _Walk:
                 self.stop = True
                 return None
             keys = sc.listxattr_at(part, low.at())
-            if stack._is_opaque(part, low.at(), keys):
+            if stack.is_opaque(part, low.at(), keys):
                 self.stop = True
             low = low.child(part)
         return low

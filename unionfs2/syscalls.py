@@ -117,6 +117,7 @@ def entry_path(dir_fd: int, name: bytes) -> bytes:
 
 
 def lstat_at(name: bytes, dir_fd: int) -> os.stat_result:
+    """Stat of *name* itself, ENOENT when it does not exist."""
     return os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
 
 
@@ -240,6 +241,7 @@ def open_by_handle(mount_fd: int, handle: FileId, flags: int) -> int:
 
 
 def getxattr_at(name: bytes, dir_fd: int, key: bytes) -> bytes:
+    """Value of attribute *key* of *name* itself; ENODATA when absent."""
     return os.getxattr(b"/proc/self/fd/%d/%b" % (dir_fd, name), key, follow_symlinks=False)
 
 
@@ -351,14 +353,17 @@ def futimes(fd: int, atime_ns: int | None, mtime_ns: int | None) -> None:
 
 
 def setxattr_at(name: bytes, dir_fd: int, key: bytes, value: bytes, flags: int = 0) -> None:
+    """Set attribute *key* of *name* itself."""
     setxattr(b"/proc/self/fd/%d/%b" % (dir_fd, name), key, value, flags, follow_symlinks=False)
 
 
 def removexattr_at(name: bytes, dir_fd: int, key: bytes) -> None:
+    """Remove attribute *key* of *name* itself; ENODATA when absent."""
     removexattr(b"/proc/self/fd/%d/%b" % (dir_fd, name), key, follow_symlinks=False)
 
 
 def set_inode_flags(fd: int, flags: int) -> None:
+    """Set FS_*_FL flags of an open file or directory."""
     fcntl.ioctl(fd, _FS_IOC_SETFLAGS, struct.pack("=Q", flags))
 
 

@@ -168,9 +168,7 @@ class UnionFS:
 
     # --- attributes --------------------------------------------------------------------------
 
-    def setattr(
-        self, node: Node, new: SetAttr, handle: FileHandle | None = None
-    ) -> os.stat_result:
+    def setattr(self, node: Node, new: SetAttr, handle: FileHandle | None = None) -> os.stat_result:
         attrs.set_attributes(self.stack, node, new, handle)
         return self.stack.stat(node)
 
@@ -234,9 +232,7 @@ class UnionFS:
         self, parent: Dir, name: bytes, mode: int, flags: int, caller: Caller
     ) -> tuple[FileHandle, os.stat_result]:
         """A new regular file, open."""
-        node, st, fd = self._creator.create(
-            parent, name, mode, files.passed_flags(flags), caller
-        )
+        node, st, fd = self._creator.create(parent, name, mode, files.passed_flags(flags), caller)
         handle = files.adopt(node, fd, flags)
         self.files[handle.fd] = handle
         return handle, st
