@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 from tests.differential import known
 from tests.differential.leftovers import Stored, Upper, links_outside
 from tests.differential.looks import Look, View
-from tests.differential.script import Op, show
+from tests.differential.script import Op, shorten, show
 from tests.differential.worker import Answer
 
 _PRIVATE: Final = (b"trusted.overlay.", b"user.overlay.")
@@ -27,14 +27,14 @@ class Difference(NamedTuple):
 
     def __str__(self) -> str:
         return (
-            f"[{self.kind}] {self.where}\n"
+            f"[{self.kind}] {shorten(self.where)}\n"
             f"    reference: {_text(self.reference)}\n"
             f"    other:     {_text(self.other)}"
         )
 
 
 def _text(value: object) -> str:
-    text = repr(value)
+    text = shorten(repr(value))
     return text if len(text) <= 1500 else text[:1500] + " ..."
 
 

@@ -13,14 +13,12 @@ import select
 import subprocess
 import sys
 import tempfile
-from pathlib import Path
 from typing import IO, Any, cast
 
 from tests.differential.looks import View
 from tests.differential.script import Op
+from tests.differential.sides import REPOSITORY
 from tests.differential.worker import Answer
-
-_REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 class WorkerHangsError(Exception):
@@ -50,7 +48,7 @@ class Courier:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
-            cwd=_REPOSITORY,
+            cwd=REPOSITORY,
             pass_fds=[shared],
         )
         os.close(shared)

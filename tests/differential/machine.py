@@ -116,7 +116,7 @@ class Machine:
         trace: TracebackType | None,
     ) -> None:
         for side in self.sides:
-            side.abandon()
+            side.close()
         self._dismiss()
 
     def _hire(self) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import pprint
+import re
 from typing import Any, Final, NamedTuple
 
 Data = tuple[bytes, int]
@@ -77,7 +78,13 @@ class History(NamedTuple):
 
 def show(op: Op) -> str:
     """One operation as one line, for people."""
-    return f"{op.caller}: {op.name}({', '.join(_show_arg(op.name, arg) for arg in op.args)})"
+    text = f"{op.caller}: {op.name}({', '.join(_show_arg(op.name, arg) for arg in op.args)})"
+    return shorten(text)
+
+
+def shorten(text: str) -> str:
+    """Long runs of one character as the character and a count."""
+    return re.sub(r"([A-Za-z])\1{20,}", lambda m: f"<{m[1]}*{len(m[0])}>", text)
 
 
 def _show_arg(name: str, arg: Arg) -> str:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import errno
 import os
+import pickle
 import re
+import select
 import subprocess
 import sys
 import tempfile
 import time
-from typing import Final, NamedTuple, Protocol
+from pathlib import Path
+from typing import Any, Final, NamedTuple, Protocol
 
 from tests.differential import rawcalls
+
+REPOSITORY: Final = Path(__file__).resolve().parents[2]
 
 
 class Stack(NamedTuple):
@@ -41,6 +46,9 @@ class Side(Protocol):
 
     def abandon(self) -> None:
         """Get rid of the mount by force, whatever state it is in."""
+
+    def close(self) -> None:
+        """The side is not used any more."""
 
 
 def escape(path: bytes) -> bytes:
@@ -126,6 +134,9 @@ class KernelSide:
             force_unmount(self._target)
         self._target = b""
 
+    def close(self) -> None:
+        self.abandon()
+
 
 #: What must not appear in the output of a server; case matters as loggers write it.
 _NOISE: Final = re.compile(r"Traceback|WARNING|ERROR|CRITICAL|Exception|[Ww]arning:")
@@ -202,6 +213,96 @@ class CommandSide:
             self._process = None
         if self._target:
             force_unmount(self._target)
+
+    def close(self) -> None:
+        self.abandon()
+        self._log.close()
+
+
+class ServerSide:
+    """Our FUSE mount, served by forks of one process that has imported everything (server.py)."""
+
+    def __init__(self, name: str = "unionfs2") -> None:
+        self.name = name
+        self._target = b""
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - one file for the life of the side
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def _ask(self, verb: str, *args: object) -> Any:
+        process = self._process
+        if process is None or process.poll() is not None:
+            process = self._process = self._start()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        pickle.dump((verb, *args), process.stdin)
+        process.stdin.flush()
+        ready, _, _ = select.select([process.stdout], [], [], 60)
+        if not ready:
+            process.kill()
+            process.wait()
+            raise MountError(f"{self.name}: no answer from the server process: {self._text()}")
+        try:
+            return pickle.load(process.stdout)
+        except EOFError:
+            raise MountError(f"{self.name}: the server process died: {self._text()}") from None
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "tests.differential.server"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            cwd=REPOSITORY,
+        )
+
+    def _text(self) -> str:
+        self._log.seek(0)
+        return self._log.read().decode(errors="replace").strip()
+
+    def mount(self, stack: Stack) -> None:
+        self._log.seek(0)
+        self._log.truncate()
+        self._target = stack.target
+        reason = self._ask("mount", option_text(stack), stack.target)
+        if reason is not None:
+            self.abandon()
+            raise MountError(f"{self.name}: {reason}")
+
+    def unmount(self) -> list[str]:
+        wrong = unmount_patiently(self._target)
+        status = self._ask("wait", 10.0)
+        if status is None:
+            wrong.append(f"{self.name}: still running 10 s after the unmount")
+            self._ask("kill")
+        elif status != 0:
+            wrong.append(f"{self.name}: exit status {status}")
+        self._target = b""
+        text = self._text()
+        if status != 0 or _NOISE.search(text):
+            wrong.append(f"{self.name}: {text[-4000:]}")
+        return wrong
+
+    def abandon(self) -> None:
+        if not self._target:
+            return
+        self._ask("kill")
+        force_unmount(self._target)
+        self._target = b""
+
+    def close(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.close()
+            process.wait()
+            process.stdout.close()
+        self._log.close()
+
+
+def unionfs2_server() -> ServerSide:
+    """Our FUSE mount, quick to start."""
+    return ServerSide()
 
 
 def fuse_overlayfs() -> CommandSide:
