@@ -32,6 +32,11 @@ class Locks:
     fds: list[int] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
+    @property
+    def in_use(self) -> bool:
+        """Whether another mount works in these directories, so that nothing may be cleaned."""
+        return bool(self.warnings)
+
     def close(self) -> None:
         """Give the locks back."""
         while self.fds:

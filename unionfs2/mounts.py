@@ -1,0 +1,332 @@
+"""What is mounted: the kernel's list, joined with small records of our own.
+
+The kernel says what exists; a record adds what only the mounter knew (backend, server, since
+when, the options). Records are JSON files in a directory of the machine's run-time state, one per
+mount. They are a help and never needed: a mount without one is listed all the same, and a record
+without its mount is removed by whoever lists next.
+
+Invariant: a record belongs to exactly one mount, told by mount namespace, mount id and path.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import select
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Final
+
+from . import mountcalls, privilege
+from .errors import BusyError, MountError, TargetError, UnavailableError, show
+from .mountcalls import MountEntry
+from .mounter import FUSE_TYPE, Mounted, is_ours
+from .options import Backend, MountSpec, format_options
+
+_SYSTEM_STATE: Final = "/run/unionfs2"
+_VERSION: Final = 1
+#: How long unmount() waits for a server to end, in seconds.
+SERVER_END_TIMEOUT_S: Final = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What the mounter wrote down about one mount; texts as they go into JSON."""
+
+    target: str  # os.fsdecode()
+    backend: str
+    namespace: str  # of mounts: the inode that /proc/PID/ns/mnt shows
+    mount_id: int
+    since: float  # seconds since the epoch
+    options: str
+    pid: int | None = None  # of the server
+    pid_start: int | None = None  # when it started, in ticks since boot: pids are used again
+    version: int = _VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class MountStatus:
+    """One line of ``unionfs2 mounts``. What no record tells is None."""
+
+    target: bytes
+    backend: Backend
+    since: float | None
+    pid: int | None
+    options: str
+
+
+# --- records --------------------------------------------------------------------------------------
+
+
+def state_directory(*, create: bool = False) -> str | None:
+    """Where records live: /run for root, the user's run-time directory otherwise."""
+    candidates = [_SYSTEM_STATE] if os.geteuid() == 0 else []
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    if runtime:
+        candidates.append(os.path.join(runtime, "unionfs2"))
+    for path in candidates:
+        try:
+            if create:
+                os.makedirs(path, mode=0o755, exist_ok=True)
+            if os.access(path, os.W_OK | os.X_OK):
+                return path
+        except OSError:
+            continue
+    return None
+
+
+def record(target: bytes, backend: Backend, spec: MountSpec, pid: int | None = None) -> str | None:
+    """Write down the mount that is at *target* now; the record's path, None if there is none.
+
+    A state directory that cannot be written is no reason to fail a mount.
+    """
+    entry = mountcalls.find_mount(target)
+    directory = state_directory(create=True)
+    if entry is None or directory is None:
+        return None
+    value = Record(
+        target=os.fsdecode(target),
+        backend=backend,
+        namespace=_namespace("self"),
+        mount_id=entry.mount_id,
+        since=time.time(),
+        options=os.fsdecode(format_options(spec)),
+        pid=pid,
+        pid_start=None if pid is None else _started(pid),
+    )
+    path = os.path.join(directory, f"{_slug(value.namespace)}-{entry.mount_id}.json")
+    temporary = f"{path}.{os.getpid()}"
+    try:
+        with open(temporary, "w", encoding="utf-8", errors="surrogateescape") as file:
+            json.dump(asdict(value), file)
+        os.replace(temporary, path)
+    except OSError:
+        return None
+    return path
+
+
+def forget(path: str | None) -> None:
+    """Remove a record made by record()."""
+    if path is not None:
+        try:
+            os.unlink(path)
+        except OSError:
+            pass
+
+
+def _slug(namespace: str) -> str:
+    return "".join(c for c in namespace if c.isdigit()) or "0"
+
+
+def _started(pid: int) -> int | None:
+    """Field 22 of /proc/PID/stat (proc_pid_stat(5)); None when there is no such process."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return int(file.read().rpartition(b")")[2].split()[19])
+    except OSError:
+        return None
+
+
+def _namespace(pid: int | str) -> str:
+    return os.readlink(f"/proc/{pid}/ns/mnt")
+
+
+def _records() -> Iterator[tuple[str, Record]]:
+    directory = state_directory()
+    if directory is None:
+        return
+    for name in sorted(os.listdir(directory)):
+        if not name.endswith(".json"):
+            continue
+        path = os.path.join(directory, name)
+        try:
+            with open(path, encoding="utf-8", errors="surrogateescape") as file:
+                yield path, Record(**json.load(file))
+        except FileNotFoundError:
+            continue
+        except (ValueError, TypeError, OSError):
+            forget(path)  # cut short by a crash, or of another version
+
+
+def _live_namespaces() -> set[str] | None:
+    """Mount namespaces that some process is in; None when not all processes may be asked."""
+    if not privilege.has_initial_capability(privilege.CAP_SYS_ADMIN):
+        return None
+    found = set()
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                found.add(_namespace(name))
+            except FileNotFoundError:
+                continue
+            except OSError:
+                return None
+    return found
+
+
+def _tidy_records(entries: dict[int, MountEntry]) -> dict[int, Record]:
+    """Records of mounts in *entries*, by mount id; records of mounts that are gone are removed."""
+    here = _namespace("self")
+    live: set[str] | None = None
+    asked = False
+    valid: dict[int, Record] = {}
+    for path, value in _records():
+        if value.namespace != here:
+            if not asked:
+                live, asked = _live_namespaces(), True
+            if live is not None and value.namespace not in live:
+                forget(path)
+            continue
+        entry = entries.get(value.mount_id)
+        if entry is None or entry.target != os.fsencode(value.target) or not _matches(entry, value):
+            forget(path)
+        else:
+            valid[value.mount_id] = value
+    return valid
+
+
+def _matches(entry: MountEntry, value: Record) -> bool:
+    return (entry.fstype == FUSE_TYPE) == (value.backend == "fuse")
+
+
+# --- listing --------------------------------------------------------------------------------------
+
+
+def list_mounts() -> list[MountStatus]:
+    """Every unionfs2 mount that this process can see, in the order they were mounted."""
+    entries = {entry.mount_id: entry for entry in mountcalls.read_mountinfo()}
+    records = _tidy_records(entries)
+    return [
+        _status(entry, records.get(entry.mount_id))
+        for entry in entries.values()
+        if entry.mount_id in records or is_ours(entry)
+    ]
+
+
+def _status(entry: MountEntry, value: Record | None) -> MountStatus:
+    backend: Backend = "fuse" if entry.fstype == FUSE_TYPE else "native"
+    if value is None:
+        shown = entry.super_options.decode("utf-8", "surrogateescape")
+        return MountStatus(entry.target, backend, None, None, shown)
+    return MountStatus(entry.target, backend, value.since, value.pid, value.options)
+
+
+def mounted(target: bytes, backend: Backend, warnings: tuple[str, ...] = ()) -> Mounted:
+    """Describe the mount that was just made at *target*, server included."""
+    value = _record_of(target)
+    return Mounted(backend, target, value.pid if value else None, warnings)
+
+
+def _record_of(target: bytes) -> Record | None:
+    entry = mountcalls.find_mount(target)
+    if entry is None:
+        return None
+    here = _namespace("self")
+    for _, value in _records():
+        if value.namespace == here and value.mount_id == entry.mount_id:
+            return value
+    return None
+
+
+# --- unmounting -----------------------------------------------------------------------------------
+
+
+def unmount(target: bytes, *, lazy: bool = False) -> None:
+    """Take away the unionfs2 mount at *target* and wait for its server to have ended.
+
+    Raises TargetError (nothing of ours there), BusyError, PrivilegeError or MountError. With
+    *lazy* the mount disappears at once and its server ends with the last user; not waited for.
+    """
+    path = os.path.abspath(target)
+    entry = mountcalls.find_mount(path)
+    if entry is None:
+        # Only now: following links asks the server of whatever is mounted, which may hang.
+        path = os.path.realpath(path)
+        entry = mountcalls.find_mount(path)
+    value = _record_of(path) if entry is not None else None
+    if entry is None or (value is None and not is_ours(entry)):
+        raise TargetError(
+            f"{show(target)} is not a unionfs2 mount: see unionfs2 mounts", errno=errno.EINVAL
+        )
+    server = _server_handle(value)
+    try:
+        detach(path, fuse=entry.fstype == FUSE_TYPE, lazy=lazy)
+        if server is not None and not lazy:
+            _wait_for_end(server, path)
+    finally:
+        if server is not None:
+            os.close(server)
+    _tidy_records({entry.mount_id: entry for entry in mountcalls.read_mountinfo()})
+
+
+def detach(path: bytes, *, fuse: bool, lazy: bool) -> None:
+    """Unmount *path* by the means that this process has."""
+    try:
+        mountcalls.umount(path, mountcalls.UMOUNT_NOFOLLOW | (mountcalls.MNT_DETACH if lazy else 0))
+    except OSError as exc:
+        if exc.errno == errno.EBUSY:
+            raise _busy(path) from exc
+        if exc.errno != errno.EPERM:
+            raise MountError(
+                f"cannot unmount {show(path)}: {os.strerror(exc.errno or 0)}", errno=exc.errno
+            ) from exc
+        if not fuse:
+            raise MountError(
+                f"cannot unmount {show(path)}: an overlay mount needs CAP_SYS_ADMIN",
+                errno=errno.EPERM,
+            ) from exc
+        _by_fusermount(path, lazy=lazy)
+
+
+def _busy(path: bytes) -> BusyError:
+    return BusyError(
+        f"{show(path)} is busy: leave its directories and close its files, or unmount lazily (-l)"
+    )
+
+
+def _by_fusermount(path: bytes, *, lazy: bool) -> None:
+    import subprocess  # noqa: PLC0415 - costs milliseconds, needed without privilege only
+
+    command = [b"fusermount3", b"-u", *([b"-z"] if lazy else []), b"--", path]
+    environment = {**os.environ, "LC_ALL": "C"}
+    try:
+        done = subprocess.run(
+            command, capture_output=True, check=False, stdin=subprocess.DEVNULL, env=environment
+        )
+    except FileNotFoundError as exc:
+        raise UnavailableError(
+            f"cannot unmount {show(path)} without privilege: fusermount3 is missing, "
+            "install the package fuse3"
+        ) from exc
+    if done.returncode == 0:
+        return
+    text = done.stderr.decode("utf-8", "replace").strip()
+    if "busy" in text:
+        raise _busy(path)
+    raise MountError(f"cannot unmount {show(path)}: {text or 'fusermount3 failed'}")
+
+
+def _server_handle(value: Record | None) -> int | None:
+    """A descriptor of the server process, so that its end can be waited for."""
+    if value is None or value.pid is None:
+        return None
+    try:
+        handle = os.pidfd_open(value.pid)
+    except OSError:
+        return None
+    if _started(value.pid) != value.pid_start:
+        os.close(handle)
+        return None
+    return handle
+
+
+def _wait_for_end(server: int, path: bytes) -> None:
+    poll = select.poll()
+    poll.register(server, select.POLLIN)
+    if not poll.poll(SERVER_END_TIMEOUT_S * 1000):
+        raise MountError(
+            f"{show(path)} is unmounted but its server has not ended after "
+            f"{SERVER_END_TIMEOUT_S:.0f} s: look at its log"
+        )
