@@ -35,7 +35,17 @@ LEVELS: Final[dict[str, tuple[str, ...]]] = {
     ),
     "3 union logic": ("protect", "creds", "copyup", "namespace", "rename", "union"),
     "4a transports": ("fuse_attr", "runner", "fs_ops"),
-    "5 mounters": ("layercheck", "locks", "mounts", "attach", "fuse_mount", "native_overlay"),
+    "5 mounters": (
+        "layercheck",
+        "locks",
+        "mounter",
+        "mounts",
+        "logs",
+        "attach",
+        "fuse_mount",
+        "native_overlay",
+        "backends",
+    ),
     "7 command line": ("cli", "__main__"),
 }
 
