@@ -1,0 +1,1 @@
+"""The commands ``unionfs2`` and ``fuse-unionfs2``."""

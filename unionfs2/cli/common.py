@@ -1,0 +1,86 @@
+"""What both commands share: running a mount, and turning an error into words and a status."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+
+from unionfs2.errors import EXIT_OK, exit_code_of, is_expected, sentence
+from unionfs2.options import MountSpec, parse_options
+
+
+def guarded(program: str, command: Callable[[], int]) -> int:
+    """Run *command*; an error becomes one line on standard error and an exit status."""
+    try:
+        return command()
+    except BrokenPipeError:
+        # Whoever read our output has seen enough; do not complain again while closing it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_OK
+    except KeyboardInterrupt as exc:
+        say(program, "interrupted")
+        return exit_code_of(exc)
+    except Exception as exc:
+        say(program, sentence(exc))
+        if not is_expected(exc):
+            raise
+        return exit_code_of(exc)
+
+
+def say(program: str, text: str) -> None:
+    """One line for people, on standard error."""
+    print(f"{program}: {text}", file=sys.stderr, flush=True)
+
+
+def read_spec(
+    texts: list[bytes], *, debug: bool, log: str | None, journal: bool
+) -> tuple[MountSpec, tuple[str, ...]]:
+    """The spec of all -o texts together, and the options without effect."""
+    parsed = parse_options(texts)
+    spec = parsed.spec
+    if debug:
+        spec = replace(spec, debug=True)
+    if journal:
+        spec = replace(spec, journal=True)
+    if log is not None:
+        spec = replace(spec, log=os.fsencode(log))
+    return spec, parsed.ignored
+
+
+def serve_in_foreground(spec: MountSpec, target: bytes) -> None:
+    """Be the server of *target* until it is unmounted or a signal arrives."""
+    from unionfs2 import logs  # noqa: PLC0415 - a daemon sets this up in its own process
+    from unionfs2.cli.server import serve_mount  # noqa: PLC0415
+    from unionfs2.mounter import open_target, resolve_target  # noqa: PLC0415
+    from unionfs2.options import absolute, refuse_unsupported  # noqa: PLC0415
+
+    refuse_unsupported(spec, "fuse")
+    spec = absolute(spec, os.getcwdb())
+    target = resolve_target(target)
+    os.close(open_target(target))
+    logs.set_up(spec, foreground=True)
+    os.umask(0)
+    serve_mount(spec, target, ready=lambda: None, warn=lambda _: None)
+
+
+def options_help() -> str:
+    """The list of mount options for --help."""
+    import textwrap  # noqa: PLC0415
+
+    from unionfs2.options import IGNORED, known_names  # noqa: PLC0415
+
+    ignored = sorted(IGNORED)
+    acted_on = [name for name in known_names() if name not in IGNORED]
+    parts = [
+        "mount options (-o), separated by commas; a backslash takes the next character literally:",
+        "  lowerdir=DIR[:DIR...]   layers, topmost first; a colon in a name is written \\:",
+        "  upperdir=DIR            where changes go",
+        "  workdir=DIR             an empty directory on the file system of the upper one",
+        "known options:",
+        textwrap.fill(" ".join(acted_on), 78, initial_indent="  ", subsequent_indent="  "),
+        "accepted without effect (also x-*, X-*):",
+        textwrap.fill(" ".join(ignored), 78, initial_indent="  ", subsequent_indent="  "),
+    ]
+    return "\n".join(parts)

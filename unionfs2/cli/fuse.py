@@ -1,0 +1,168 @@
+"""``fuse-unionfs2``: a FUSE mount in the shape that container engines and mount(8) call.
+
+Three callers, three orders of the same words:
+
+    fuse-unionfs2 -o OPTIONS TARGET                     podman, buildah
+    fuse-unionfs2 SOURCE TARGET -o OPTIONS,dev,suid     containerd, through mount.fuse3
+    mount -t fuse.fuse-unionfs2 SOURCE TARGET -o ...    mount(8) and fstab, likewise
+
+SOURCE is ignored. The parser is written by hand because a container engine waits for it, dozens of
+times in a row; it imports nothing that a mount does not need.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from unionfs2 import __version__
+from unionfs2.cli import common
+from unionfs2.errors import EXIT_OK, UnionFSError, UsageError, to_record
+
+PROGRAM = "fuse-unionfs2"
+
+USAGE = """\
+usage: fuse-unionfs2 [-f] [-d] [-o OPTION[,OPTION...]]... [SOURCE] MOUNTPOINT
+
+Mounts a union of directories through FUSE and returns when the mount answers.
+SOURCE is accepted and ignored.
+
+  -o OPTIONS       mount options, see below; may be repeated
+  -f               stay in the foreground
+  -d, --debug      log every request to standard error; implies -f
+  --log FILE       append the server's log to FILE (also -o log=FILE)
+  --journal        send the server's log to the journal (also -o journal)
+  -s               accepted without effect
+  -V, --version    print the version and exit
+  -h, --help       print this text and exit
+"""
+
+
+@dataclass(slots=True)
+class Arguments:
+    """The command line, sorted."""
+
+    options: list[bytes] = field(default_factory=list)
+    positional: list[str] = field(default_factory=list)
+    foreground: bool = False
+    debug: bool = False
+    help: bool = False
+    version: bool = False
+    journal: bool = False
+    log: str | None = None
+    report_fd: int | None = None
+
+
+_SWITCHES = {
+    "-f": "foreground",
+    "--foreground": "foreground",
+    "-d": "debug",
+    "--debug": "debug",
+    "-h": "help",
+    "--help": "help",
+    "-V": "version",
+    "--version": "version",
+    "--journal": "journal",
+}
+_WITHOUT_EFFECT = ("-s", "-n", "-v")  # of libfuse and of mount(8)'s helpers
+_VALUED = ("-o", "--log", "--report-fd", "-t")
+
+
+def parse(argv: Sequence[str]) -> Arguments:
+    """Sort the words of the command line. Raises UsageError."""
+    found = Arguments()
+    words = iter(argv)
+    for word in words:
+        if word == "--":
+            found.positional.extend(words)
+        elif word in _SWITCHES:
+            setattr(found, _SWITCHES[word], True)
+        elif word in _VALUED:
+            value = next(words, None)
+            if value is None:
+                raise UsageError(f"{word} needs a value: see --help")
+            _set_value(found, word, value)
+        elif word.startswith("--") and word.partition("=")[0] in _VALUED:
+            name, _, value = word.partition("=")
+            _set_value(found, name, value)
+        elif word.startswith("-o"):
+            _set_value(found, "-o", word[2:])
+        elif word.startswith("-") and word != "-" and word not in _WITHOUT_EFFECT:
+            raise UsageError(f'unknown argument "{word}": see --help')
+        elif word not in _WITHOUT_EFFECT:
+            found.positional.append(word)
+    return found
+
+
+def _set_value(found: Arguments, name: str, value: str) -> None:
+    if name == "-o":
+        found.options.append(os.fsencode(value))
+    elif name == "--log":
+        found.log = value
+    elif name == "--report-fd":
+        if not value.isdigit():
+            raise UsageError(f'--report-fd needs a number, got "{value}"')
+        found.report_fd = int(value)
+
+
+def _target(found: Arguments) -> bytes:
+    if not found.positional:
+        raise UsageError("the mount point is missing: fuse-unionfs2 -o OPTIONS MOUNTPOINT")
+    if len(found.positional) > 2:
+        extra = found.positional[2]
+        raise UsageError(f'too many arguments, "{extra}" is neither SOURCE nor MOUNTPOINT')
+    return os.fsencode(found.positional[-1])
+
+
+def run(argv: Sequence[str], program: str = PROGRAM) -> int:
+    """The whole command; its exit status."""
+    found = parse(argv)
+    if found.version:
+        print(f"{program} {__version__}")
+        return EXIT_OK
+    if found.help:
+        print(USAGE + "\n" + common.options_help())
+        return EXIT_OK
+    try:
+        return _mount(found, program)
+    except (UnionFSError, OSError) as exc:
+        if found.report_fd is None:
+            raise
+        _report(found.report_fd, {"error": to_record(exc)})
+        return to_record(exc)["exit_code"]  # type: ignore[return-value]  # an int, see to_record()
+
+
+def _mount(found: Arguments, program: str) -> int:
+    target = _target(found)
+    spec, _ = common.read_spec(
+        found.options, debug=found.debug, log=found.log, journal=found.journal
+    )
+    if found.foreground or spec.debug:
+        common.serve_in_foreground(spec, target)
+        return EXIT_OK
+    from unionfs2.cli.forked import mount_by_fork  # noqa: PLC0415 - not in the foreground
+
+    for text in mount_by_fork(spec, target).warnings:
+        if found.report_fd is None:
+            common.say(program, f"warning: {text}")
+        else:
+            _report(found.report_fd, {"warning": text})
+    return EXIT_OK
+
+
+def _report(fd: int, value: dict[str, object]) -> None:
+    import json  # noqa: PLC0415 - for library callers only
+
+    os.write(fd, json.dumps(value).encode() + b"\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of ``fuse-unionfs2``."""
+    words = sys.argv[1:] if argv is None else argv
+    return common.guarded(PROGRAM, lambda: run(words))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,90 @@
+"""The life of one FUSE server: check, lock, open the layers, mount, serve, unmount.
+
+The order matters. Layers are opened before the mount exists, so the mount point may lie on or in
+a layer. The lock comes before the work directory is touched. What is unmounted at the end is this
+very mount, told by its id: somebody may have put another one in the same place already.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+from collections.abc import Callable
+from dataclasses import replace
+
+from unionfs2 import attach, locks, mountcalls, mounts, privilege
+from unionfs2.errors import BusyError, MountError, sentence
+from unionfs2.layercheck import check_layers
+from unionfs2.mountcalls import MountEntry
+from unionfs2.options import MountSpec, refuse_unsupported
+
+_log = logging.getLogger(__name__)
+
+
+def serve_mount(
+    spec: MountSpec, target: bytes, ready: Callable[[], None], warn: Callable[[str], None]
+) -> None:
+    """Mount *spec* (absolute paths) on *target* and serve it until it is unmounted.
+
+    Calls *ready* once requests are answered; *warn* before that. Raises UnionFSError or OSError.
+    """
+    # The heavy half, pyfuse3 and trio, is loaded here so that the starting process stays light.
+    from unionfs2.fs_ops import serve  # noqa: PLC0415
+    from unionfs2.union import UnionFS  # noqa: PLC0415
+
+    refuse_unsupported(spec, "fuse")
+    raise_descriptor_limit()
+    if spec.userxattr is None:
+        spec = replace(spec, userxattr=privilege.default_userxattr())
+    check_layers(spec, "fuse")
+    held = locks.acquire(spec)
+    for text in held.warnings:
+        _log.warning("%s", text)
+        warn(text)
+    # Held until the process ends: dropping it is the last thing that happens.
+    with UnionFS.open(spec, clean_work=not held.in_use) as fs:
+        # Without an upper the mount is read-only as a whole, as the kernel's overlay is.
+        fuse_fd = attach.attach(replace(spec, read_only=spec.read_only or not spec.upper), target)
+        entry = mountcalls.find_mount(target)
+        try:
+            record = mounts.record(target, "fuse", spec, os.getpid())
+            try:
+                serve(
+                    fs,
+                    fuse_fd,
+                    mountpoint=os.fsdecode(target),
+                    spec=spec,
+                    ready=ready,
+                    debug=spec.debug,
+                )
+            finally:
+                mounts.forget(record)
+        finally:
+            unmount_own(entry)
+
+
+def raise_descriptor_limit() -> None:
+    """Use as many descriptors as this process may without asking anybody."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        except (OSError, ValueError):
+            _log.debug("the limit of open files stays at %d", soft)
+
+
+def unmount_own(entry: MountEntry | None) -> None:
+    """Unmount the mount *entry* if it is still there and on top; lazily when it is busy."""
+    if entry is None:
+        return
+    now = mountcalls.find_mount(entry.target)
+    if now is None or now.mount_id != entry.mount_id:
+        return
+    try:
+        try:
+            mounts.detach(entry.target, fuse=True, lazy=False)
+        except BusyError:
+            mounts.detach(entry.target, fuse=True, lazy=True)
+    except MountError as exc:
+        _log.error("%s", sentence(exc))
