@@ -297,8 +297,13 @@ _unmapped = _overflow_ids()
 
 def directory(stack: Stack, node: Dir) -> RealDir:
     """The upper directory of *node*, copied up with all missing ancestors first."""
-    if node.upper is not None:
-        return node.upper
+    if node.upper is None:
+        _copy_chain(stack, node)
+    assert node.upper is not None
+    return node.upper
+
+
+def _copy_chain(stack: Stack, node: Dir) -> None:
     if node.flags & nd.DEAD:
         raise oserror(errno.ENOENT, node.name)
     _ = stack.w  # so the root is in the upper, and the walk ends there at the latest
@@ -309,8 +314,6 @@ def directory(stack: Stack, node: Dir) -> RealDir:
         here = here.parent
     for missing in reversed(chain):
         _copy_directory(stack, missing)
-    assert node.upper is not None
-    return node.upper
 
 
 def _copy_directory(stack: Stack, node: Dir) -> None:

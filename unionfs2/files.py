@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import time
 
 from . import attrs, copyup, creds, protect
 from . import syscalls as sc
@@ -24,6 +25,7 @@ _NOT_PASSED = (
     | os.O_NOATIME
     | getattr(os, "FASYNC", 0o20000)
 )
+_DAY_S = 24 * 3600
 _SYNC = os.O_SYNC | os.O_DSYNC
 
 
@@ -131,6 +133,17 @@ def sync(stack: Stack, handle: FileHandle, *, data_only: bool) -> None:
         sc.fdatasync(handle.fd)
     else:
         sc.fsync(handle.fd)
+
+
+def atime_is_due(handle: FileHandle) -> bool:
+    """relatime_need_update() of fs/inode.c for an upper file; a lower one is left alone."""
+    if not handle.in_upper:
+        return False
+    st = os.fstat(handle.fd)
+    atime = st.st_atime_ns
+    if atime <= st.st_mtime_ns or atime <= st.st_ctime_ns:
+        return True
+    return time.time() - st.st_atime >= _DAY_S
 
 
 def release(stack: Stack, handle: FileHandle) -> None:

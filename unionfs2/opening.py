@@ -22,6 +22,11 @@ from .whiteout import Dialect
 
 _LOWER_SET = mountcalls.MOUNT_ATTR_RDONLY | mountcalls.MOUNT_ATTR_NOATIME
 _ATIME_BITS = 0x70
+_ATIME_OF = {
+    "relatime": 0,
+    "noatime": mountcalls.MOUNT_ATTR_NOATIME,
+    "strictatime": mountcalls.MOUNT_ATTR_STRICTATIME,
+}
 _FDS_PER_BRANCH = 1
 _FDS_RESERVED = 64
 _CACHE_MAX = 1024
@@ -63,6 +68,7 @@ def open_stack(spec: MountSpec, *, clean_work: bool = True) -> Opened:
         if upper is not None:
             _mark_instance(spec, upper, dialect)
         policy = Policy(
+            keeps_atime=spec.atime != "noatime",
             follow_redirects=spec.redirect_dir != "nofollow" and not userxattr,
             volatile=spec.volatile or spec.fsync == "off",
             read_only=spec.read_only,
@@ -143,7 +149,7 @@ def _open_upper(
     upper_fd = _open_root("upper", spec.upper)
     base_fd = _open_root("work", spec.work)
     private = False
-    pair = _clone_pair(upper_fd, base_fd)
+    pair = _clone_pair(upper_fd, base_fd, _ATIME_OF[spec.atime])
     if pair is not None:
         os.close(upper_fd)
         os.close(base_fd)
@@ -165,8 +171,11 @@ def _open_upper(
     return upper, work_fd
 
 
-def _clone_pair(upper_fd: int, base_fd: int) -> tuple[int, int] | None:
-    """Both directories reached through one clone, so that rename works between them."""
+def _clone_pair(upper_fd: int, base_fd: int, atime: int) -> tuple[int, int] | None:
+    """Both directories reached through one clone, so that rename works between them.
+
+    The clone updates access times as the union mount is asked to, not as its own mount does.
+    """
     paths = [os.readlink(sc.fd_path(fd)) for fd in (upper_fd, base_fd)]
     common = os.path.commonpath(paths)
     if sc.mount_id(upper_fd) != sc.mount_id(base_fd):
@@ -176,6 +185,10 @@ def _clone_pair(upper_fd: int, base_fd: int) -> tuple[int, int] | None:
     except OSError:
         return None
     opened: list[int] = []
+    try:
+        mountcalls.mount_setattr(tree, atime, _ATIME_BITS)
+    except OSError:
+        pass  # then the mount below decides
     try:
         for fd, path in zip((upper_fd, base_fd), paths, strict=True):
             below = os.path.relpath(path, common)

@@ -40,6 +40,7 @@ class Policy(NamedTuple):
     """What the mount options say to the core."""
 
     follow_redirects: bool = True
+    keeps_atime: bool = True
     volatile: bool = False
     read_only: bool = False
 

@@ -252,6 +252,10 @@ class UnionFS:
     def sync(self, handle: FileHandle, *, data_only: bool = False) -> None:
         files.sync(self.stack, handle, data_only=data_only)
 
+    def atime_is_due(self, handle: FileHandle) -> bool:
+        """Whether the next read of this upper file changes its access time."""
+        return self.stack.policy.keeps_atime and files.atime_is_due(handle)
+
     def release(self, handle: FileHandle) -> None:
         self.files.pop(handle.fd, None)
         files.release(self.stack, handle)

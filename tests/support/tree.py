@@ -218,7 +218,8 @@ class Entry:
 
     *data* is the content up to 64 bytes, ``sha256:`` and a digest beyond, ``error:`` and the name
     of the errno where reading fails. *links* are all names of the object in the tree, where it has
-    more than one. *kind* is ``whiteout`` for a character device 0:0.
+    more than one. *kind* is ``whiteout`` for a character device 0:0, and ``listed`` for a name that
+    is in the listing and nowhere else.
     """
 
     kind: str
@@ -237,6 +238,8 @@ class Entry:
 
 Snapshot = dict[bytes, Entry]
 
+LISTED_ONLY: Final = Entry("listed", 0, 0, 0, 0, 0, 0, 0, ())
+
 
 def snapshot(root: Path_, *, on_entry: Callable[[bytes], None] | None = None) -> Snapshot:
     """Everything at and below *root*, by path from *root*; the root itself is ``b"."``.
@@ -247,8 +250,8 @@ def snapshot(root: Path_, *, on_entry: Callable[[bytes], None] | None = None) ->
     entries: Snapshot = {}
     names_of: dict[tuple[int, int], list[bytes]] = defaultdict(list)
     for path, full, info in _walk(os.fsencode(root)):
-        entries[path] = _entry(full, info)
-        if info.st_nlink > 1 and not stat.S_ISDIR(info.st_mode):
+        entries[path] = LISTED_ONLY if info is None else _entry(full, info)
+        if info and info.st_nlink > 1 and not stat.S_ISDIR(info.st_mode):
             names_of[info.st_dev, info.st_ino].append(path)
         if on_entry:
             on_entry(path)
@@ -260,8 +263,8 @@ def snapshot(root: Path_, *, on_entry: Callable[[bytes], None] | None = None) ->
     return entries
 
 
-# path from the root, a path that works now (through an open directory), lstat
-_Found = tuple[bytes, bytes, os.stat_result]
+# path from the root, a path that works now (through an open directory), lstat if there is one
+_Found = tuple[bytes, bytes, os.stat_result | None]
 
 
 def _walk(root: bytes) -> Iterator[_Found]:
@@ -277,9 +280,9 @@ def _walk_directory(dir_fd: int, prefix: bytes) -> Iterator[_Found]:
     # Through descriptors, so that no path is too long and no symbolic link is followed.
     for name in _checked_names(dir_fd, prefix):
         full = b"/proc/self/fd/%d/%b" % (dir_fd, name)
-        info = os.lstat(full)
+        info = _lstat_or_none(full)
         yield prefix + name, full, info
-        if stat.S_ISDIR(info.st_mode):
+        if info and stat.S_ISDIR(info.st_mode):
             flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
             fd = os.open(name, flags, dir_fd=dir_fd)
             try:
@@ -288,16 +291,24 @@ def _walk_directory(dir_fd: int, prefix: bytes) -> Iterator[_Found]:
                 os.close(fd)
 
 
+def _lstat_or_none(path: bytes) -> os.stat_result | None:
+    try:
+        return os.lstat(path)
+    except FileNotFoundError:
+        return None
+
+
 def _checked_names(dir_fd: int, prefix: bytes) -> list[bytes]:
     with os.scandir(dir_fd) as listing:
         found = list(listing)
     names = sorted(os.fsencode(entry.name) for entry in found)
     assert len(names) == len(set(names)), f"{prefix!r} lists a name twice: {names}"
     for entry in found:
-        mode = entry.stat(follow_symlinks=False).st_mode
-        listed = (entry.is_dir(follow_symlinks=False), entry.is_symlink())
-        seen = (stat.S_ISDIR(mode), stat.S_ISLNK(mode))
-        assert listed == seen, f"{prefix!r}{entry.name!r}: d_type and st_mode differ"
+        info = _lstat_or_none(b"/proc/self/fd/%d/%b" % (dir_fd, os.fsencode(entry.name)))
+        if info is not None:
+            listed = (entry.is_dir(follow_symlinks=False), entry.is_symlink())
+            seen = (stat.S_ISDIR(info.st_mode), stat.S_ISLNK(info.st_mode))
+            assert listed == seen, f"{prefix!r}{entry.name!r}: d_type and st_mode differ"
     return names
 
 
