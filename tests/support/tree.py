@@ -26,7 +26,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Final, Union
+from typing import Any, Final, Union
 
 Name = str | bytes
 Path_ = str | bytes | Path
@@ -107,7 +107,7 @@ class HardLink:
 Node = Union[  # with a string in it, which | cannot have
     str, bytes, "Tree", File, Dir, Symlink, Fifo, Socket, Device, Whiteout, HardLink
 ]
-Tree = Mapping[Name, Node]
+Tree = Mapping[Any, Node]  # names, str or bytes; a Mapping is not covariant in its keys
 
 _MODES: Final[dict[type[_Node], int]] = {Dir: 0o755, Whiteout: 0}
 
