@@ -1,0 +1,163 @@
+"""latency: how long small requests take while a large file is being copied up.
+
+One process opens a large lower file for writing, which returns when it is copied up. Meanwhile this
+one asks for things elsewhere, a few milliseconds apart, and remembers the longest answer of each
+kind. The same is measured before, with nothing else going on. What is asked for was read from the
+layers before, so that an answer waits for the server and not for the disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import itertools
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from devtools import stress_rig
+
+LIMIT_MS = 50.0
+POOL_DIRECTORIES = 400
+POOL_FILES = 50
+_CHUNK = 4 << 20
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Define the arguments of this kind."""
+    stress_rig.add_place_arguments(parser)
+    parser.add_argument("--mib", type=int, default=2048, help="size of the file copied up")
+    parser.add_argument("--every-ms", type=float, default=3.0, help="pause between requests")
+    parser.add_argument("--limit-ms", type=float, default=LIMIT_MS, help="longest answer allowed")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run it; 0 when every answer came in time."""
+
+    def build(lower: Path) -> None:
+        _build(lower, arguments.mib)
+
+    with stress_rig.open_place(arguments, build) as place:
+        print(f"latency on {place.name}: copy-up of {arguments.mib} MiB", flush=True)
+        os.sync()
+        if place.layers is not None:
+            _warm(place.layers.lower[0])
+        probe = Probe(place.root / "pool", arguments.every_ms / 1000)
+        idle = probe.during(_pause(1.0))
+        copy_seconds = time.monotonic()
+        child = _open_for_writing(place.root / "big")
+        busy = probe.during(lambda: os.waitpid(child, os.WNOHANG) == (0, 0))
+        copy_seconds = time.monotonic() - copy_seconds
+        return _report(arguments, place, idle, busy, copy_seconds)
+
+
+def _build(lower: Path, mib: int) -> None:
+    chunk = os.urandom(_CHUNK)
+    with (lower / "big").open("wb") as big:
+        for _ in range(0, mib << 20, _CHUNK):
+            big.write(chunk)
+    for directory in range(POOL_DIRECTORIES):
+        (lower / f"pool/{directory:04}").mkdir(parents=True)
+        for file in range(POOL_FILES):
+            (lower / f"pool/{directory:04}/{file:03}").touch()
+
+
+def _warm(lower: Path) -> None:
+    for directory, _, files in os.walk(lower / "pool"):
+        for name in files:
+            os.lstat(Path(directory) / name)
+
+
+def _open_for_writing(path: Path) -> int:
+    """Copy `path` up in a child; its process id. Exit status 0: opened."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            os.close(os.open(path, os.O_WRONLY))
+            code = 0
+        finally:
+            os._exit(code)
+    return pid
+
+
+def _pause(seconds: float) -> Callable[[], bool]:
+    end = time.monotonic() + seconds
+    return lambda: time.monotonic() < end
+
+
+class Probe:
+    """Small requests of several kinds, each name asked for once where it says uncached."""
+
+    def __init__(self, pool: Path, pause_s: float) -> None:
+        self._pause_s = pause_s
+        paths = [
+            pool / f"{directory:04}/{file:03}"
+            for file in range(POOL_FILES)
+            for directory in range(0, POOL_DIRECTORIES, 2)
+        ]
+        self._fresh = iter(paths)
+        self._listed = (pool / f"{directory:04}" for directory in range(1, POOL_DIRECTORIES, 2))
+        self._missing = (pool / f"none-{number}" for number in itertools.count())
+        self._cached = pool
+        self.kinds: dict[str, Callable[[], object]] = {
+            "stat, cached": lambda: os.stat(self._cached),
+            "stat, uncached": lambda: os.stat(next(self._fresh)),
+            "stat, missing": self._stat_missing,
+            "readdir": lambda: os.listdir(next(self._listed)),
+        }
+
+    def _stat_missing(self) -> None:
+        try:
+            os.stat(next(self._missing))
+        except OSError as exc:
+            if exc.errno != errno.ENOENT:
+                raise
+
+    def during(self, going_on: Callable[[], bool]) -> dict[str, list[float]]:
+        """Milliseconds of every answer until `going_on` says no. A kind ends with its names."""
+        found: dict[str, list[float]] = {kind: [] for kind in self.kinds}
+        kinds = itertools.cycle(list(self.kinds.items()))
+        while going_on():
+            kind, ask = next(kinds)
+            started = time.perf_counter()
+            try:
+                ask()
+            except StopIteration:
+                continue
+            found[kind].append((time.perf_counter() - started) * 1000)
+            time.sleep(self._pause_s)
+        return found
+
+
+def _report(
+    arguments: argparse.Namespace,
+    place: stress_rig.Place,
+    idle: dict[str, list[float]],
+    busy: dict[str, list[float]],
+    copy_seconds: float,
+) -> int:
+    table = stress_rig.Table(
+        ["request", "when", "answers", "median ms", "99 % ms", "longest ms"], width=14
+    )
+    problems = []
+    for kind, alone in idle.items():
+        for when, found in (("idle", alone), ("copying up", busy[kind])):
+            if not found:
+                table.row(kind, when, 0, None, None, None)
+                continue
+            ordered = sorted(found)
+            figures = (ordered[len(found) // 2], ordered[int(len(found) * 0.99)], ordered[-1])
+            table.row(kind, when, len(found), *figures)
+            if when != "idle" and ordered[-1] > arguments.limit_ms:
+                problems.append(f"{kind}: {ordered[-1]:.1f} ms, limit {arguments.limit_ms}")
+        if not busy[kind]:
+            problems.append(f"{kind}: not one answer while copying up; take a larger file")
+    print(f"copy-up took {copy_seconds:.2f} s")
+    copied = os.stat(place.root / "big").st_size
+    if place.layers is not None and place.name != "plain":
+        above = place.layers.upper / "big"
+        if not above.exists() or above.stat().st_size != copied:
+            problems.append("the file was not copied up")
+    return stress_rig.verdict("latency", problems)
