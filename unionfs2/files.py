@@ -22,7 +22,6 @@ _NOT_PASSED = (
     | os.O_CREAT
     | os.O_EXCL
     | os.O_NOCTTY
-    | os.O_NOATIME
     | getattr(os, "FASYNC", 0o20000)
 )
 _DAY_S = 24 * 3600
@@ -65,7 +64,13 @@ def open_file(stack: Stack, node: Node, flags: int, caller: Caller | None = None
         copyup.whole(stack, node, limit=copy_limit(flags))
         if flags & os.O_TRUNC and caller is not None:
             _drop_privileges_on_truncate(stack, node, caller)
-    fd = attrs.open_object(stack, node, passed_flags(flags))
+    try:
+        fd = attrs.open_object(stack, node, passed_flags(flags))
+    except PermissionError:
+        if not flags & os.O_NOATIME:
+            raise
+        # The caller owns the file, but the server does not and has no privilege (open(2)).
+        fd = attrs.open_object(stack, node, passed_flags(flags) & ~os.O_NOATIME)
     return adopt(node, fd, flags)
 
 

@@ -140,6 +140,9 @@ class Door(pyfuse3.Operations):
         if not node.in_upper:
             _ = self.fs.stack.w
             await self._runner.bring_up(node, limit)
+            if node.handles and node.in_upper and node.lookups:
+                # Readers from before the copy-up now read the upper file, access time and all.
+                await self._runner.thread(_drop_pages, node.id)
 
     # --- names -------------------------------------------------------------------------------
 
@@ -335,7 +338,7 @@ class Door(pyfuse3.Operations):
         self._tell()
         # A read that the page cache answers does not reach us; where it would have to change
         # the access time, the cache goes, and the read comes.
-        keep = not self.fs.atime_is_due(handle)
+        keep = bool(flags & os.O_NOATIME) or not self.fs.atime_is_due(handle)
         return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(handle.fd), keep_cache=keep)
 
     @answering
@@ -461,6 +464,15 @@ def _allowed(st: os.stat_result, mask: int, caller: Caller) -> bool:
     elif st.st_gid in creds.groups_of(caller):
         bits >>= 3
     return mask & ~bits & 7 == 0
+
+
+def _drop_pages(node_id: int) -> None:
+    """Drop cached pages. In a thread: it waits for reads in progress, which we have to answer."""
+    try:
+        pyfuse3.invalidate_inode(pyfuse3.InodeT(node_id))
+    except OSError as exc:
+        if exc.errno not in (errno.ENOENT, errno.ENOTCONN):
+            raise
 
 
 def _read_whole(fd: int, offset: int, size: int) -> bytes:

@@ -81,6 +81,10 @@ def listing(stack: Stack, node: Dir) -> list[Entry]:
     """
     if not node.merged and not node.whiteouts:
         return [_as_device(entry) for entry in read_names(node.top)]
+    return _merged(stack, node)
+
+
+def _merged(stack: Stack, node: Dir) -> list[Entry]:
     merged: dict[bytes, Entry | None] = {}
     layers = [node.upper, *node.lowers] if node.upper is not None else list(node.lowers)
     for directory in layers:
@@ -95,11 +99,11 @@ def _as_device(entry: Entry) -> Entry:
 
 
 def whiteouts_of_empty(stack: Stack, node: Dir) -> list[bytes]:
-    """Whiteouts in the upper directory of *node*; ENOTEMPTY if anything is visible.
+    """Whiteouts in the upper directory of *node*; ENOTEMPTY if anything else is there.
 
-    Source: ovl_check_empty_dir().
+    Stray whiteouts count for nothing, although a listing may show them (ovl_check_empty_dir()).
     """
-    if listing(stack, node):
+    if _merged(stack, node):
         raise oserror(errno.ENOTEMPTY, node.name)
     if node.upper is None:
         return []

@@ -273,10 +273,10 @@ class Creator:
         if not isinstance(node, Dir):
             raise oserror(errno.ENOTDIR, name)
         protect.check_remove(stack, parent, node)
-        marks: list[bytes] = []
-        if not node.pure_upper:
-            marks = merge.whiteouts_of_empty(stack, node)
         hide = node.upper is None or stack.lower_positive(parent, name)
+        marks: list[bytes] = []
+        if hide or not node.pure_upper:
+            marks = merge.whiteouts_of_empty(stack, node)
         upper_fd = copyup.directory(stack, parent).at()
         keep_object(stack, node, parent, name)
         if node.upper is None:
