@@ -140,7 +140,7 @@ class Door(pyfuse3.Operations):
         if not node.in_upper:
             _ = self.fs.stack.w
             await self._runner.bring_up(node, limit)
-            if node.handles and node.in_upper and node.lookups:
+            if node.handles and node.lookups:
                 # Readers from before the copy-up now read the upper file, access time and all.
                 await self._runner.thread(_drop_pages, node.id)
 
@@ -435,6 +435,8 @@ class Door(pyfuse3.Operations):
             hit = self._lookup(node, found.name)
         except OSError:
             # Listed, but not to be looked at (refused redirect, metacopy ...).
+            if self.fs.needs_lookup(node, found.name):
+                raise
             entry = self._attrs.name_only(found.ino, found.kind)
             return pyfuse3.readdir_reply(token, found.name, entry, next_id)
         if hit is None:

@@ -110,12 +110,25 @@ def whiteouts_of_empty(stack: Stack, node: Dir) -> list[bytes]:
     return [entry.name for entry in read_names(node.upper)]
 
 
+def needs_lookup(stack: Stack, node: Dir, name: bytes) -> bool:
+    """Whether listing *name* involves its lookup: upper names of an impure directory.
+
+    Source: ovl_calc_d_ino() and ovl_cache_update() in fs/overlayfs/readdir.c.
+    """
+    if node.upper is None or not node.impure:
+        return False
+    return sc.lstat_or_none(name, node.upper.at()) is not None
+
+
 def listed_although_hidden(stack: Stack, node: Dir, name: bytes) -> bool:
     """Whether a name that lookup denies is nevertheless shown by listings.
 
     So it is with a stray whiteout in a directory that is not merged, and with an attribute
-    whiteout without ``opaque=x``.
+    whiteout without ``opaque=x``. Listing an impure directory looks every upper name up, so what
+    lookup denies is not listed there.
     """
+    if needs_lookup(stack, node, name):
+        return False
     layers = [node.upper, *node.lowers] if node.upper is not None else list(node.lowers)
     for directory in layers:
         st = sc.lstat_or_none(name, directory.at())

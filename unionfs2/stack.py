@@ -108,6 +108,9 @@ class Stack:
         root = Dir(ino, self.upper.root if self.upper is not None else None, lowers, whiteouts=True)
         for low in lowers:
             self._note_xwhiteouts(low, low.at())
+        if root.upper is not None:
+            keys = [os.fsencode(key) for key in os.listxattr(sc.fd_path(root.upper.at()))]
+            root.impure = self.dialect.impure in keys
         self.nodes.add(root, None, b"")
         root.lookups = 1
         return root

@@ -150,6 +150,10 @@ class UnionFS:
     def listed_although_hidden(self, node: Dir, name: bytes) -> bool:
         return merge.listed_although_hidden(self.stack, node, name)
 
+    def needs_lookup(self, node: Dir, name: bytes) -> bool:
+        """Whether a listing that cannot look *name* up has to fail with the same error."""
+        return merge.needs_lookup(self.stack, node, name)
+
     # --- extended attributes -----------------------------------------------------------------
 
     def getxattr(self, node: Node, key: bytes) -> bytes:
