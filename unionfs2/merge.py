@@ -110,7 +110,7 @@ def whiteouts_of_empty(stack: Stack, node: Dir) -> list[bytes]:
     return [entry.name for entry in read_names(node.upper)]
 
 
-def needs_lookup(stack: Stack, node: Dir, name: bytes) -> bool:
+def needs_lookup(node: Dir, name: bytes) -> bool:
     """Whether listing *name* involves its lookup: upper names of an impure directory.
 
     Source: ovl_calc_d_ino() and ovl_cache_update() in fs/overlayfs/readdir.c.
@@ -127,7 +127,7 @@ def listed_although_hidden(stack: Stack, node: Dir, name: bytes) -> bool:
     whiteout without ``opaque=x``. Listing an impure directory looks every upper name up, so what
     lookup denies is not listed there.
     """
-    if needs_lookup(stack, node, name):
+    if needs_lookup(node, name):
         return False
     layers = [node.upper, *node.lowers] if node.upper is not None else list(node.lowers)
     for directory in layers:

@@ -150,9 +150,10 @@ class UnionFS:
     def listed_although_hidden(self, node: Dir, name: bytes) -> bool:
         return merge.listed_although_hidden(self.stack, node, name)
 
-    def needs_lookup(self, node: Dir, name: bytes) -> bool:
+    @staticmethod
+    def needs_lookup(node: Dir, name: bytes) -> bool:
         """Whether a listing that cannot look *name* up has to fail with the same error."""
-        return merge.needs_lookup(self.stack, node, name)
+        return merge.needs_lookup(node, name)
 
     # --- extended attributes -----------------------------------------------------------------
 
