@@ -21,32 +21,18 @@ ROOT: Final = Path(__file__).resolve().parent.parent / PACKAGE
 
 # Level -> modules in import order. A subpackage counts as one module.
 LEVELS: Final[dict[str, tuple[str, ...]]] = {
-    "0 vocabulary": ("errors", "ondisk", "model", "options"),
-    "1 system calls": ("syscalls", "mountcalls", "privilege"),
-    "2 what is on disk": (
-        "branch",
-        "whiteout",
-        "origin",
-        "acl",
-        "handles",
-        "nodes",
-        "stack",
-        "merge",
-    ),
-    "3 union logic": ("protect", "creds", "copyup", "namespace", "rename", "union"),
-    "4a transports": ("fuse_attr", "runner", "fs_ops"),
-    "5 mounters": (
-        "layercheck",
-        "locks",
-        "mounter",
-        "mounts",
-        "logs",
-        "attach",
-        "fuse_mount",
-        "native_overlay",
-        "backends",
-    ),
-    "7 command line": ("cli", "__main__"),
+    level: tuple(modules.split())
+    for level, modules in {
+        "0 vocabulary": "errors ondisk model options",
+        "1 system calls": "syscalls mountcalls privilege",
+        "2 what is on disk": "branch whiteout origin acl handles nodes stack merge workdir",
+        "3 union logic": ("protect creds copyup attrs files namespace rename opening union"),
+        "4a transports": "fuse_attr runner fs_ops",
+        "5 mounters": (
+            "logs layercheck locks mounter mounts attach fuse_mount native_overlay backends"
+        ),
+        "7 command line": "cli __main__",
+    }.items()
 }
 
 # Level -> levels it may import besides its own.
