@@ -1,9 +1,56 @@
 """Union mounts in the overlay on-disk format, through FUSE or through the kernel.
 
-Importing this package loads neither pyfuse3 nor trio: mounting through the kernel, and working
-with the core alone, must not need them.
+    from unionfs2 import MountSpec, mount, unmount
+
+    spec = MountSpec(lower=(b"/layers/tools", b"/layers/base"), upper=b"/upper", work=b"/work")
+    print(mount(spec, b"/merged").backend)      # "native" if the kernel can do it, else "fuse"
+    unmount(b"/merged")
+
+The public names are loaded at their first use: importing this package costs nothing, and neither
+the core (UnionFS) nor a mount through the kernel ever loads pyfuse3 or trio.
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from unionfs2.backends import mount
+    from unionfs2.errors import UnionFSError
+    from unionfs2.mounter import Mounted
+    from unionfs2.mounts import list_mounts, unmount
+    from unionfs2.options import MountSpec, format_options, parse_options
+    from unionfs2.union import UnionFS
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__"]
+__all__ = [
+    "MountSpec",
+    "Mounted",
+    "UnionFS",
+    "UnionFSError",
+    "__version__",
+    "format_options",
+    "list_mounts",
+    "mount",
+    "parse_options",
+    "unmount",
+]
+
+_HOME = {
+    "MountSpec": "options",
+    "Mounted": "mounter",
+    "UnionFS": "union",
+    "UnionFSError": "errors",
+    "format_options": "options",
+    "list_mounts": "mounts",
+    "mount": "backends",
+    "parse_options": "options",
+    "unmount": "mounts",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Load a public name from its module (PEP 562)."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
