@@ -488,11 +488,33 @@ def _read_whole(fd: int, offset: int, size: int) -> bytes:
     return data
 
 
-async def _serve() -> None:
+async def _serve(mountpoint: str) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_end_on_signal)
+        nursery.start_soon(_widen_readahead, mountpoint)
         await pyfuse3.main()
         nursery.cancel_scope.cancel()
+
+
+async def _widen_readahead(mountpoint: str) -> None:
+    """Let the kernel ask for up to 1 MiB at once: eight times fewer messages for long reads.
+
+    The protocol caps read-ahead at what the kernel offers (128 KiB); afterwards root may raise
+    it. Asking the mount first makes sure that the protocol is settled. In a thread, because it
+    is this very loop that answers.
+    """
+    try:
+        device = await trio.to_thread.run_sync(_device_of, mountpoint, abandon_on_cancel=True)
+        name = f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb"
+        with open(name, "w", encoding="ascii") as setting:  # noqa: ASYNC230 - sysfs never waits
+            setting.write(str(_READ_MAX >> 10))
+    except OSError as exc:
+        _log.debug("read-ahead stays as it is: %s", exc)
+
+
+def _device_of(mountpoint: str) -> int:
+    os.statvfs(mountpoint)
+    return os.stat(mountpoint).st_dev
 
 
 async def _end_on_signal() -> None:
@@ -528,6 +550,6 @@ def serve(
     pyfuse3.init(door, f"/dev/fd/{fuse_fd}", options)
     _log.debug("serving %s", mountpoint)
     try:
-        trio.run(_serve)
+        trio.run(_serve, mountpoint)
     finally:
         pyfuse3.close(unmount=False)
