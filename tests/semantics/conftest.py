@@ -22,7 +22,7 @@ def _need(backend: str) -> None:
         pytest.fail("the unionfs2 command is not installed beside this Python; run ./dev setup")
 
 
-@pytest.fixture(params=[NATIVE, FUSE])
+@pytest.fixture(params=[pytest.param(name, id=f"via-{name}") for name in (NATIVE, FUSE)])
 def backend(request: pytest.FixtureRequest) -> str:
     """Which mounter serves the union of this test."""
     name = str(request.param)

@@ -129,7 +129,7 @@ def test_stack_of_layers(rig: Rig, count: int) -> None:
     _check_stack(rig, count)
 
 
-@pytest.mark.parametrize("backend", [FUSE])
+@pytest.mark.parametrize("backend", [pytest.param(FUSE, id="via-fuse")], indirect=True)
 def test_stack_of_1000_layers(rig: Rig, backend: str) -> None:
     """More than the kernel takes, so by FUSE only."""
     _check_stack(rig, 1000)

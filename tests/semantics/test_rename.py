@@ -96,7 +96,6 @@ def test_exchange_needs_both_names(rig: Rig) -> None:
     "flags",
     [
         RENAME_WHITEOUT,
-        RENAME_WHITEOUT | RENAME_NOREPLACE,
         RENAME_NOREPLACE | RENAME_EXCHANGE,
         RENAME_WHITEOUT | RENAME_EXCHANGE,
         8,
@@ -108,6 +107,14 @@ def test_whiteout_and_meaningless_flags_are_refused(rig: Rig, flags: int) -> Non
     merged = rig.mount()
     assert _errno(merged / "a", merged / "b", flags) == errno.EINVAL
     assert sorted(os.listdir(merged)) == ["a", "b"]
+
+
+def test_whiteout_flag_is_refused_onto_a_free_name_too(rig: Rig) -> None:
+    (rig.lower / "a").touch()
+    merged = rig.mount()
+    for flags in (RENAME_WHITEOUT, RENAME_WHITEOUT | RENAME_NOREPLACE):
+        assert _errno(merged / "a", merged / "free", flags) == errno.EINVAL
+    assert os.listdir(merged) == ["a"]
 
 
 def test_directory_with_a_lower_part_gives_exdev(rig: Rig) -> None:
