@@ -26,6 +26,7 @@ from .mounter import FUSE_TYPE, Mounted, is_ours
 from .options import Backend, MountSpec, format_options
 
 _SYSTEM_STATE: Final = "/run/unionfs2"
+_STATE_VARIABLE: Final = "UNIONFS2_STATE"
 _VERSION: Final = 1
 #: How long unmount() waits for a server to end, in seconds.
 SERVER_END_TIMEOUT_S: Final = 30.0
@@ -61,10 +62,16 @@ class MountStatus:
 
 
 def state_directory(*, create: bool = False) -> str | None:
-    """Where records live: /run for root, the user's run-time directory otherwise."""
+    """Where records live: /run for root, the user's run-time directory otherwise.
+
+    The variable UNIONFS2_STATE names another directory.
+    """
+    chosen = os.environ.get(_STATE_VARIABLE)
     candidates = [_SYSTEM_STATE] if os.geteuid() == 0 else []
     runtime = os.environ.get("XDG_RUNTIME_DIR")
-    if runtime:
+    if chosen:
+        candidates = [chosen]
+    elif runtime:
         candidates.append(os.path.join(runtime, "unionfs2"))
     for path in candidates:
         try:
