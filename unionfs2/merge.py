@@ -8,54 +8,17 @@ whiteouts included.
 from __future__ import annotations
 
 import errno
-import os
 import stat
 
 from . import syscalls as sc
 from . import whiteout
 from .branch import RealDir
 from .model import Entry
+from .names import WHITEOUT, read_names
 from .nodes import Dir
 from .stack import Stack, oserror
 
-_S_IFDIR = stat.S_IFDIR
 _S_IFREG = stat.S_IFREG
-_S_IFLNK = stat.S_IFLNK
-
-
-def read_names(directory: RealDir) -> list[Entry]:
-    """Names of one real directory with inode number and kind, in its own order."""
-    fd = directory.open_list()
-    try:
-        with os.scandir(fd) as names:
-            return [_entry(name) for name in names]
-    finally:
-        os.close(fd)
-
-
-def _entry(found: os.DirEntry[str]) -> Entry:
-    # is_*() answer from d_type; only other kinds, and file systems without d_type, cost a stat.
-    if found.is_file(follow_symlinks=False):
-        kind = _S_IFREG
-    elif found.is_dir(follow_symlinks=False):
-        kind = _S_IFDIR
-    elif found.is_symlink():
-        kind = _S_IFLNK
-    else:
-        kind = _other_kind(found)
-    return Entry(os.fsencode(found.name), found.inode(), kind)
-
-
-# Entry.kind of a character device 0:0: no kind that a file can have.
-WHITEOUT = 0o160000
-
-
-def _other_kind(found: os.DirEntry[str]) -> int:
-    try:
-        st = found.stat(follow_symlinks=False)
-    except FileNotFoundError:
-        return WHITEOUT
-    return WHITEOUT if whiteout.is_device(st) else stat.S_IFMT(st.st_mode)
 
 
 def hides(stack: Stack, directory: RealDir, entry: Entry) -> bool:
@@ -87,10 +50,16 @@ def listing(stack: Stack, node: Dir) -> list[Entry]:
 def _merged(stack: Stack, node: Dir) -> list[Entry]:
     merged: dict[bytes, Entry | None] = {}
     layers = [node.upper, *node.lowers] if node.upper is not None else list(node.lowers)
-    for directory in layers:
-        for entry in read_names(directory):
+    index = node.new_index()
+    for position, directory in enumerate(layers, len(node.lowers) - len(layers)):
+        names = read_names(directory)
+        if index is not None and position >= 0:
+            index.add(names, position)
+        for entry in names:
             if entry.name not in merged:
                 merged[entry.name] = None if hides(stack, directory, entry) else entry
+    if index is not None:
+        node.index = index
     return [entry for entry in merged.values() if entry is not None]
 
 

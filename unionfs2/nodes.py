@@ -14,6 +14,8 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
+from .names import LowerIndex
+
 if TYPE_CHECKING:
     from .branch import RealDir
     from .handles import FileHandle
@@ -84,7 +86,7 @@ class Node:
 class Dir(Node):
     """A directory: at most one upper and any number of lower real directories, top-most first."""
 
-    __slots__ = ("children", "impure", "lowers", "upper", "whiteouts")
+    __slots__ = ("children", "impure", "index", "lowers", "probes", "upper", "whiteouts")
 
     is_dir = True
 
@@ -98,6 +100,8 @@ class Dir(Node):
         # May hold whiteouts although nothing merges any more (OVL_WHITEOUTS in the kernel).
         self.whiteouts = whiteouts
         self.impure = False
+        self.index: LowerIndex | None = None
+        self.probes = 0
 
     @property
     def in_upper(self) -> bool:
@@ -107,6 +111,24 @@ class Dir(Node):
     def merged(self) -> bool:
         """Built from two or more real directories (OVL_TYPE_MERGE)."""
         return len(self.lowers) > 1 or (self.upper is not None and bool(self.lowers))
+
+    def new_index(self) -> LowerIndex | None:
+        """An empty index to be filled by whoever reads all lowers anyway; None if not wanted."""
+        if self.index is not None or len(self.lowers) < LowerIndex.WORTH_LAYERS:
+            return None
+        return LowerIndex()
+
+    def first_lower(self, name: bytes) -> int:
+        """Position in ``lowers`` from which on *name* has to be looked for."""
+        index = self.index
+        if index is None:
+            if len(self.lowers) < LowerIndex.WORTH_LAYERS:
+                return 0
+            self.probes += 1
+            if self.probes < LowerIndex.WORTH_LOOKUPS:
+                return 0
+            index = self.index = LowerIndex.of(self.lowers)
+        return index.start(name, len(self.lowers))
 
     @property
     def pure_upper(self) -> bool:

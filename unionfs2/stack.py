@@ -188,7 +188,9 @@ class Stack:
                 if st.st_mode & _S_IFMT == _S_IFDIR:
                     return self._upper_dir(parent, name, st)
                 return self._upper_object(parent, name, st)
-        for index, low in enumerate(parent.lowers):
+        lowers = parent.lowers
+        for index in range(parent.first_lower(name), len(lowers)):
+            low = lowers[index]
             try:
                 st = os.stat(name, dir_fd=low.at(), follow_symlinks=False)
             except FileNotFoundError:
@@ -314,7 +316,7 @@ class Stack:
                 walk.stop = True
             elif dialect.redirect in keys:
                 walk.redirect(name, upper_fd)
-        lowers, low_st = walk.run(0, None)
+        lowers, low_st = walk.run(0 if walk.redirected else parent.first_lower(name), None)
         ino = self.ino_of(st, self.upper)
         has_origin = dialect.origin in keys
         if lowers:
@@ -374,7 +376,7 @@ class Stack:
 
         The first lower directory that has the name decides (ovl_lower_positive()).
         """
-        for low in parent.lowers:
+        for low in parent.lowers[parent.first_lower(name) :]:
             dir_fd = low.at()
             st = sc.lstat_or_none(name, dir_fd)
             if st is not None:
@@ -393,13 +395,14 @@ class Stack:
 class _Walk:
     """Collects the lower directories that merge under one name, top-most first."""
 
-    __slots__ = ("name", "parents", "stack", "stop")
+    __slots__ = ("name", "parents", "redirected", "stack", "stop")
 
     def __init__(self, stack: Stack, parent: Dir, name: bytes) -> None:
         self.stack = stack
         self.parents = parent.lowers
         self.name: bytes | tuple[bytes, ...] = name
         self.stop = False
+        self.redirected = False
 
     def redirect(self, name: bytes, dir_fd: int) -> None:
         """Apply the redirect mark of the directory found under *name* (ovl_check_redirect())."""
@@ -407,6 +410,7 @@ class _Walk:
         parts = _redirect_parts(value)
         if not self.stack.policy.follow_redirects:
             raise oserror(errno.EPERM, name)
+        self.redirected = True
         if value.startswith(b"/"):
             self.name = tuple(parts)
             self.parents = tuple(b.root for b in self.stack.lowers)
