@@ -386,7 +386,9 @@ class RandomSource:
         if kind == 2:
             return "futimens", slot, self._time(), self._time()
         if kind == 3:
-            return "lseek", slot, self._offset(), self._pick((0, 1, 2))
+            # SEEK_END on a directory is a known difference that moves the position.
+            ends = (0, 1) if slot in self.slot_dirs else (0, 1, 2)
+            return "lseek", slot, self._offset(), self._pick(ends)
         return "fstat", slot
 
     def _slot_xattr(self) -> tuple[Arg, ...]:

@@ -53,7 +53,7 @@ def look(st: os.stat_result, lower_inos: frozenset[int]) -> Look:
         st.st_rdev if kind in _DEVICES else 0,
         st.st_size,
         moment(st.st_mtime_ns),
-        0 if kind == stat.S_IFDIR or os.environ.get("NOATIME") else moment(st.st_atime_ns),
+        0 if kind == stat.S_IFDIR else moment(st.st_atime_ns),
         st.st_ino if st.st_ino in lower_inos else 0,
     )
 

@@ -28,6 +28,9 @@ from tests.differential import rawcalls
 from tests.differential.looks import Look, digest, listing, look, view
 from tests.differential.script import CALLERS, Op
 
+#: Room for one name of 255 bytes, so that listing takes many calls.
+_SMALL: Final = 288
+
 Touched = tuple[tuple[bytes, Look | int], ...]
 Answer = tuple[int, Any, Touched]
 
@@ -466,7 +469,7 @@ class Worker:
         """telldir/seekdir: from a cookie the rest comes again, from 0 everything."""
         fd = self.open_dir(path)
         try:
-            head = rawcalls.getdents(fd, 320)
+            head = rawcalls.getdents(fd, _SMALL)
             rest = rawcalls.getdents_all(fd)
             again = []
             if head:
@@ -484,7 +487,7 @@ class Worker:
         fd = self.open_dir(path)
         seen: list[tuple[bytes, int]] = []
         try:
-            while chunk := rawcalls.getdents(fd, 128):
+            while chunk := rawcalls.getdents(fd, _SMALL):
                 seen += [(entry.name, _unlink_errno(fd, entry)) for entry in chunk]
             os.lseek(fd, 0, os.SEEK_SET)
             left = sorted(entry.name for entry in rawcalls.getdents_all(fd))
