@@ -25,7 +25,7 @@ LEVELS: Final[dict[str, tuple[str, ...]]] = {
     for level, modules in {
         "0 vocabulary": "errors ondisk model options",
         "1 system calls": "syscalls mountcalls privilege",
-        "2 what is on disk": "branch whiteout origin acl handles nodes stack merge workdir",
+        "2 what is on disk": "branch whiteout origin acl names handles nodes stack merge workdir",
         "3 union logic": ("protect creds copyup attrs files namespace rename opening union"),
         "4a transports": "fuse_attr runner fs_ops",
         "5 mounters": (
