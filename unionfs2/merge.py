@@ -93,10 +93,10 @@ def listed_although_hidden(stack: Stack, node: Dir, name: bytes) -> bool:
     """Whether a name that lookup denies is nevertheless shown by listings.
 
     So it is with a stray whiteout in a directory that is not merged, and with an attribute
-    whiteout without ``opaque=x``. Listing an impure directory looks every upper name up, so what
-    lookup denies is not listed there.
+    whiteout without ``opaque=x``. Listing a merged, impure directory looks every upper name up, so
+    what lookup denies is not listed there.
     """
-    if needs_lookup(node, name):
+    if (node.merged or node.whiteouts) and needs_lookup(node, name):
         return False
     layers = [node.upper, *node.lowers] if node.upper is not None else list(node.lowers)
     for directory in layers:
