@@ -20,7 +20,7 @@ from . import ondisk, origin
 from . import syscalls as sc
 from .branch import RealDir
 from .nodes import Dir, Node
-from .stack import Stack, oserror
+from .stack import OwnerMayWrite, Stack, oserror
 
 # Data goes in pieces as in the kernel (OVL_COPY_UP_CHUNK_SIZE), holes are skipped between them.
 _CHUNK = 1 << 20
@@ -70,7 +70,7 @@ class CopyJob:
             raise oserror(errno.EEXIST, node.name)
         upper = parent.upper
         assert upper is not None
-        with _ParentTimes(upper):
+        with _ParentTimes(upper), OwnerMayWrite(stack, upper):
             if self._tmp_name:
                 sc.rename(
                     self._tmp_name, stack.w.work_fd, node.name, upper.at(), sc.RENAME_NOREPLACE
@@ -338,8 +338,8 @@ def _copy_directory(stack: Stack, node: Dir) -> None:
                 os.close(src)
         finally:
             os.close(dst)
-        with _ParentTimes(parent.upper):
-            sc.rename(name, w.work_fd, node.name, parent.upper.at(), sc.RENAME_NOREPLACE)
+        with _ParentTimes(parent.upper), OwnerMayWrite(stack, parent.upper):
+            _move_directory(stack, name, st, node.name, parent.upper)
     except OSError:
         sc.rmdir(name, dir_fd=w.work_fd)
         raise
@@ -347,6 +347,20 @@ def _copy_directory(stack: Stack, node: Dir) -> None:
     node.whiteouts = True
     node.flags &= ~nd.NO_XATTRS
     stack.changed.append(node)
+
+
+def _move_directory(
+    stack: Stack, temp: bytes, st: os.stat_result, name: bytes, to: RealDir
+) -> None:
+    """Publish a directory copy; moving one changes its "..", so it has to be writable itself."""
+    work_fd = stack.w.work_fd
+    mode = stat.S_IMODE(st.st_mode)
+    closed = not stack.policy.overrides_modes and not mode & stat.S_IWUSR
+    if closed:
+        sc.chmod(temp, work_fd, mode | stat.S_IRWXU)
+    sc.rename(temp, work_fd, name, to.at(), sc.RENAME_NOREPLACE)
+    if closed:
+        sc.chmod(name, to.at(), mode)
 
 
 def prepare(stack: Stack, node: Node, *, limit: int | None = None) -> CopyJob | None:
@@ -395,7 +409,7 @@ def _copy_special(stack: Stack, node: Node, st: os.stat_result, temp: bytes) -> 
         if st.st_nlink == 1:
             set_origin(stack, node, dst, follow=False)
         sc.utimes(temp, work_fd, st.st_atime_ns, st.st_mtime_ns)
-        with _ParentTimes(upper):
+        with _ParentTimes(upper), OwnerMayWrite(stack, upper):
             sc.rename(temp, work_fd, node.name, upper.at(), sc.RENAME_NOREPLACE)
     except OSError:
         _discard(stack, temp)

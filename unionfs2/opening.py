@@ -72,6 +72,7 @@ def open_stack(spec: MountSpec, *, clean_work: bool = True) -> Opened:
             follow_redirects=spec.redirect_dir != "nofollow" and not userxattr,
             volatile=spec.volatile or spec.fsync == "off",
             read_only=spec.read_only,
+            overrides_modes=privilege.has_capability(privilege.CAP_DAC_OVERRIDE),
         )
         stack = Stack(lowers, upper, work_fd, dialect, cache, policy)
         return Opened(stack, resources.pop_all(), dialect)

@@ -27,6 +27,7 @@ _S_IFREG = stat.S_IFREG
 _S_IFCHR = stat.S_IFCHR
 _S_IFMT = 0o170000
 _INO_BITS = 56
+_OWNER_WX = stat.S_IWUSR | stat.S_IXUSR
 
 Found = tuple[Node, os.stat_result]
 
@@ -43,6 +44,35 @@ class Policy(NamedTuple):
     keeps_atime: bool = True
     volatile: bool = False
     read_only: bool = False
+    overrides_modes: bool = True
+
+
+class OwnerMayWrite:
+    """For a server without CAP_DAC_OVERRIDE: write to a directory that its owner may not change.
+
+    The kernel's overlay has the mounter's rights in there; a plain user gets them for the moment
+    of the change. The mode is right again before anybody is answered.
+    """
+
+    __slots__ = ("_fd", "_mode")
+
+    def __init__(self, stack: Stack, directory: RealDir) -> None:
+        self._fd = -1
+        if stack.policy.overrides_modes:
+            return
+        fd = directory.at()
+        st = os.stat(fd)
+        if st.st_mode & _OWNER_WX != _OWNER_WX and st.st_uid == os.geteuid():
+            self._fd = fd
+            self._mode = stat.S_IMODE(st.st_mode)
+
+    def __enter__(self) -> None:
+        if self._fd >= 0:
+            sc.chmod_fd(self._fd, self._mode | _OWNER_WX)
+
+    def __exit__(self, *_: object) -> None:
+        if self._fd >= 0:
+            sc.chmod_fd(self._fd, self._mode)
 
 
 class Writable(NamedTuple):
@@ -366,7 +396,8 @@ class Stack:
         """Say that *parent* may hold objects with an origin (ovl_set_impure())."""
         if parent.impure or parent.upper is None:
             return
-        sc.setxattr(sc.fd_path(parent.upper.at()), self.dialect.impure, ondisk.IMPURE_YES)
+        with OwnerMayWrite(self, parent.upper):
+            sc.setxattr(sc.fd_path(parent.upper.at()), self.dialect.impure, ondisk.IMPURE_YES)
         parent.impure = True
 
     # --- what lies below ----------------------------------------------------------------------

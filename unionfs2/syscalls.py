@@ -307,6 +307,11 @@ def chmod(name: bytes, dir_fd: int, mode: int) -> None:
         os.close(fd)
 
 
+def chmod_fd(fd: int, mode: int) -> None:
+    """Permission bits of what *fd*, also an O_PATH descriptor, refers to."""
+    os.chmod(b"/proc/self/fd/%d" % fd, mode)
+
+
 def _probe_fchmodat2() -> bool:
     # An empty name is ENOENT where the call exists (Linux 6.6).
     _syscall(_NR_FCHMODAT2, AT_FDCWD, b"", 0, AT_SYMLINK_NOFOLLOW)
@@ -389,6 +394,7 @@ MUTATORS: Final = (
     "fchown",
     "fchmod",
     "chmod",
+    "chmod_fd",
     "ftruncate",
     "pwrite",
     "fsync",
