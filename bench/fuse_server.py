@@ -43,6 +43,19 @@ def connection_of(path: Path) -> int:
     return os.minor(device)
 
 
+def holders(connection: int) -> list[int]:
+    """Processes in whose mount namespace the connection is mounted."""
+    found = []
+    for entry in _PROC.iterdir():
+        try:
+            lines = (entry / "mountinfo").read_bytes() if entry.name.isdigit() else b""
+        except OSError:
+            continue  # the process ended, or is not ours to look at
+        if any(line.split(b" ")[2] == b"0:%d" % connection for line in lines.splitlines()):
+            found.append(int(entry.name))
+    return found
+
+
 def _device_of_mount(path: Path) -> int | None:
     """Device of the topmost mount at `path`; None when nothing is mounted there."""
     wanted = os.fsencode(path.parent.resolve() / path.name)

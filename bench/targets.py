@@ -138,19 +138,7 @@ class FuseProgram:
             raise RuntimeError(f"{self.name} returned success, {layers.merged} is not mounted")
 
     def unmount(self, layers: Layers) -> None:
-        server = fuse_server.find_server(layers.merged)
-        pidfd = None if server is None else os.pidfd_open(server)
-        try:
-            unmount(layers.merged)
-            if pidfd is not None and not fuse_server.wait_gone(pidfd, SERVER_END_TIMEOUT_S):
-                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-                raise RuntimeError(
-                    f"server {server} of {self.name} outlived its mount by "
-                    f"{SERVER_END_TIMEOUT_S:.0f} s and was killed"
-                )
-        finally:
-            if pidfd is not None:
-                os.close(pidfd)
+        unmount_fuse(layers.merged)
 
 
 def unionfs2_program() -> str:
@@ -233,6 +221,26 @@ def unmount(target: Path, *, lazy: bool = False) -> None:
     if _libc.umount2(os.fsencode(target), _MNT_DETACH if lazy else 0) != 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code), os.fspath(target))
+
+
+def unmount_fuse(merged: Path) -> None:
+    """Unmount, and wait until the server has ended by itself; RuntimeError when it does not."""
+    connection = fuse_server.connection_of(merged)
+    server = fuse_server.find_server(merged)
+    if server is None:
+        raise RuntimeError(f"no process serves {merged}")
+    pidfd = os.pidfd_open(server)
+    try:
+        unmount(merged)
+        if fuse_server.wait_gone(pidfd, SERVER_END_TIMEOUT_S):
+            return
+        holders = fuse_server.holders(connection)
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        if not holders:
+            raise RuntimeError(f"server {server} outlived its mount and was killed")
+        # a mount namespace made meanwhile has a copy of the mount: the server is right to wait
+    finally:
+        os.close(pidfd)
 
 
 def clear_away(merged: Path) -> None:

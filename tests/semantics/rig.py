@@ -12,12 +12,11 @@ import contextlib
 import os
 import re
 import shutil
-import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from bench import fuse_server, targets
+from bench import targets
 
 MS_RDONLY = 1
 FUSE = "fuse"
@@ -101,17 +100,7 @@ class Rig:
         if backend == NATIVE:
             targets.unmount(at)
             return
-        server = fuse_server.find_server(at)
-        assert server is not None, f"no process serves {at}"
-        pidfd = os.pidfd_open(server)
-        try:
-            targets.unmount(at)
-            ended = fuse_server.wait_gone(pidfd, targets.SERVER_END_TIMEOUT_S)
-            if not ended:
-                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-            assert ended, f"server {server} outlived its mount"
-        finally:
-            os.close(pidfd)
+        targets.unmount_fuse(at)
 
     def remount(self, *, backend: str | None = None) -> Path:
         """Unmount, then mount the same layers again, perhaps by the other backend."""
