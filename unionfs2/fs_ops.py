@@ -489,9 +489,9 @@ def _read_whole(fd: int, offset: int, size: int) -> bytes:
     return data
 
 
-async def _serve(mountpoint: str) -> None:
+async def _serve(mountpoint: str, unmount: Callable[[], None] | None) -> None:
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_end_on_signal)
+        nursery.start_soon(_end_on_signal, unmount)
         nursery.start_soon(_widen_readahead, mountpoint)
         await pyfuse3.main()
         nursery.cancel_scope.cancel()
@@ -518,12 +518,31 @@ def _device_of(mountpoint: str) -> int:
     return os.stat(mountpoint).st_dev
 
 
-async def _end_on_signal() -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
-        async for number in signals:
-            _log.info("ending on signal %s", signal.Signals(number).name)
-            pyfuse3.terminate()
-            return
+async def _end_on_signal(unmount: Callable[[], None] | None) -> None:
+    """Unmount on the first signal and end; end without more ado on the second.
+
+    The loop goes on answering meanwhile: while unmounting, the kernel writes back what was only
+    changed through a memory map so far.
+    """
+    async with trio.open_nursery() as nursery:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+            first = True
+            async for number in signals:
+                _log.info("ending on signal %s", signal.Signals(number).name)
+                if not first or unmount is None:
+                    pyfuse3.terminate()
+                    return
+                first = False
+                nursery.start_soon(_unmount, unmount)
+
+
+async def _unmount(unmount: Callable[[], None]) -> None:
+    # In a thread, because it is this very loop that answers.
+    try:
+        await trio.to_thread.run_sync(unmount, abandon_on_cancel=True)
+    except Exception:  # noqa: BLE001 - the end must not depend on it
+        _log.exception("unmounting failed")
+    pyfuse3.terminate()
 
 
 def serve(
@@ -533,12 +552,14 @@ def serve(
     mountpoint: str,
     spec: MountSpec,
     ready: Callable[[], None],
+    unmount: Callable[[], None] | None = None,
     debug: bool = False,
 ) -> None:
     """Answer requests of the mounted *fuse_fd* until it is unmounted or a signal asks to end.
 
-    *ready* is called once the protocol is agreed on. SIGTERM, SIGINT and SIGHUP end the loop;
-    unmounting is the caller's job. One call per process: pyfuse3 keeps its session in globals.
+    *ready* is called once the protocol is agreed on. SIGTERM, SIGINT and SIGHUP call *unmount*,
+    in a thread and while requests are still answered, and end the loop afterwards; without it
+    unmounting is left to the caller. One call per process: pyfuse3 keeps its session in globals.
     """
     door = Door(fs, acl=spec.acl, ready=ready, debug=debug)
     # Nodes live long and free each other by reference count: scanning a million of them for
@@ -553,6 +574,6 @@ def serve(
     pyfuse3.init(door, f"/dev/fd/{fuse_fd}", options)
     _log.debug("serving %s", mountpoint)
     try:
-        trio.run(_serve, mountpoint)
+        trio.run(_serve, mountpoint, unmount)
     finally:
         pyfuse3.close(unmount=False)

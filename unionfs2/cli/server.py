@@ -56,6 +56,7 @@ def serve_mount(
                     mountpoint=os.fsdecode(target),
                     spec=spec,
                     ready=ready,
+                    unmount=lambda: unmount_own(entry),
                     debug=spec.debug,
                 )
             finally:
@@ -85,6 +86,22 @@ def unmount_own(entry: MountEntry | None) -> None:
         try:
             mounts.detach(entry.target, fuse=True, lazy=False)
         except BusyError:
+            # Those who still use it lose the server; what they have written must not get lost.
+            _write_back(entry.target)
             mounts.detach(entry.target, fuse=True, lazy=True)
     except MountError as exc:
         _log.error("%s", sentence(exc))
+
+
+def _write_back(target: bytes) -> None:
+    try:
+        fd = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as exc:
+        _log.debug("not written back: %s", sentence(exc))
+        return
+    try:
+        mountcalls.syncfs(fd)
+    except OSError as exc:
+        _log.error("not all was written back: %s", sentence(exc))
+    finally:
+        os.close(fd)
