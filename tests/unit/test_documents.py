@@ -1,0 +1,55 @@
+"""The documents are true to the code: options and switches are all there, links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from unionfs2.cli import fuse
+from unionfs2.options import known_names
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+MANUALS = ROOT / "docs" / "man"
+DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "bench").rglob("*.md")]
+
+
+def _read(name: str) -> str:
+    return (MANUALS / name).read_text(encoding="utf-8")
+
+
+def test_the_manual_has_every_mount_option() -> None:
+    text = _read("unionfs2.1.md")
+    written = {name.rstrip("=") for name in re.findall(r"`([\w+-]+=?)[^`]*`", text)}
+    assert sorted(set(known_names()) - written) == []
+
+
+@pytest.mark.parametrize("verb", ["mount", "umount", "mounts"])
+def test_the_manual_has_every_switch(verb: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "unionfs2", verb, "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+    )
+    switches = set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", done.stdout.split("mount options")[0]))
+    missing = [switch for switch in switches if f"{switch}" not in _read("unionfs2.1.md")]
+    assert sorted(set(missing) - {"-h", "--help"}) == []
+
+
+def test_the_manual_of_the_other_command_has_every_switch() -> None:
+    text = _read("fuse-unionfs2.1.md")
+    switches = re.findall(r"(?<![\w-])--?[a-zA-Z][a-z-]*", fuse.USAGE)
+    assert [switch for switch in switches if switch not in text] == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_to_files_lead_somewhere(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    targets = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text)
+    local = [target for target in targets if "://" not in target]
+    assert [target for target in local if not (document.parent / target).exists()] == []
