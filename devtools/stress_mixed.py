@@ -43,6 +43,7 @@ RSS_TOLERANCE_KIB = 1024
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _RENAME_NOREPLACE, _RENAME_EXCHANGE = 1, 2
+_PR_SET_PDEATHSIG = 1
 
 ALLOWED: dict[str, set[int]] = {
     "create": {errno.ENOENT, errno.EEXIST, errno.ELOOP, errno.ENXIO},
@@ -247,6 +248,7 @@ class Group:
             pid = os.fork()
             if pid == 0:
                 os.close(read_end)
+                _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
                 self._child(number, write_end, Worker(root, seed), seconds, operations)
             os.close(write_end)
             self._pipes.append(read_end)
@@ -300,11 +302,12 @@ class Group:
             with os.fdopen(pipe, "rb") as told:
                 text = told.read().decode(errors="surrogateescape")
             status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-            counts, errors, *problems = [*text.split("\0"), ""][: text.count("\0") + 1]
+            if not text:
+                outcome.problems.append(f"worker {pid} ended with {status} and said nothing")
+                continue
+            counts, errors, *problems = text.split("\0")
             _add(outcome, counts, errors)
             outcome.problems += problems
-            if status != 0 and not problems:
-                outcome.problems.append(f"worker {pid} ended with {status}")
         outcome.operations = outcome.counts.total()
         self._progress.close()
         return outcome

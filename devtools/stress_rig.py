@@ -54,7 +54,7 @@ class Place:
         while before is not None and time.monotonic() < deadline:
             time.sleep(_SETTLE_STEP_S)
             now = self.sample()
-            if now == before:
+            if now is None or (now.rss_kib, now.fds) == (before.rss_kib, before.fds):
                 return now
             before = now
         return before

@@ -1,0 +1,1 @@
+"""Short runs of the stress tools; the long ones are ``./dev stress``."""
