@@ -48,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--fs", choices=arena.KINDS, help="scratch file system (ext4)")
     found.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     found.add_argument("--replay", type=Path, help="run one script instead of random histories")
-    found.add_argument("--report", type=Path, default=Path("build/fuzz"), help="where scripts go")
+    found.add_argument("--report", type=Path, help="where scripts go (build/fuzz)")
     found.add_argument("--shrink-seconds", type=float, default=60.0)
     found.add_argument("--findings", type=int, default=10, help="stop after this many differences")
     return found
@@ -66,10 +66,18 @@ def plan_of(options: argparse.Namespace) -> Plan:
         seconds=options.minutes * 60,
         arena=options.fs or ("dir" if options.userns else "ext4"),
         jobs=max(1, min(options.jobs, count)),
-        report=options.report.absolute(),
+        report=_report(options),
         shrink_s=options.shrink_seconds,
         findings_max=options.findings,
     )
+
+
+def _report(options: argparse.Namespace) -> Path:
+    found: Path | None = options.report
+    if found is not None:
+        return found.absolute()
+    # The user of the namespace may not be allowed to write to the source tree.
+    return Path("/tmp/unionfs2-fuzz") if options.userns else Path("build/fuzz").absolute()
 
 
 def _dialect(options: argparse.Namespace) -> Dialect:

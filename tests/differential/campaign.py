@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from tests.differential import arena, generate, privacy, script
 from tests.differential.compare import Difference
@@ -20,6 +20,9 @@ from tests.differential.pieces import Dialect
 from tests.differential.script import History
 from tests.differential.shrink import Shrinker
 from tests.differential.sides import KernelSide, Side
+
+#: How much of a history that could not be shrunk is printed; the saved script has all of it.
+_SHOWN: Final = 25
 
 
 class Plan(NamedTuple):
@@ -127,6 +130,7 @@ def _job(plan: Plan, index: int, deadline: float, results: multiprocessing.Queue
         return
     except Exception as exc:  # noqa: BLE001 - reported by the parent, which fails then
         results.put(f"job {index}: {type(exc).__name__}: {exc}")
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing is left to clean up
     results.put(None)
 
 
@@ -189,12 +193,19 @@ def describe(finding: Finding) -> str:
     """A finding for people: operations one per line, layers, differences."""
     lines = [f"seed {finding.seed}, after {finding.tries} tries of shrinking:"]
     for index, layer in enumerate(finding.history.layers):
-        lines += [f"  lower {index + 1}: {_brief(item)}" for item in layer]
-    lines += [f"  upper: {_brief(item)}" for item in finding.history.upper]
+        lines += [f"  lower {index + 1}: {text}" for text in _briefs(layer)]
+    lines += [f"  upper: {text}" for text in _briefs(finding.history.upper)]
     for number, phase in enumerate(finding.history.phases):
-        lines += [f"  phase {number}: {script.show(op)}" for op in phase]
+        if len(phase) > _SHOWN:
+            lines.append(f"  phase {number}: {len(phase) - _SHOWN} operations, then")
+        lines += [f"  phase {number}: {script.show(op)}" for op in phase[-_SHOWN:]]
     lines += [str(difference) for difference in finding.differences[:5]]
     return "\n".join(lines)
+
+
+def _briefs(layer: script.Layer) -> list[str]:
+    shown = [_brief(item) for item in layer[:_SHOWN]]
+    return [*shown, f"and {len(layer) - _SHOWN} more"] if len(layer) > _SHOWN else shown
 
 
 def _brief(item: script.Object) -> str:

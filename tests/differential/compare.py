@@ -139,6 +139,28 @@ def without_atime(view: View) -> View:
     return {path: seen._replace(look=seen.look._replace(atime=0)) for path, seen in view.items()}
 
 
+def remounted(view: View, options: Sequence[str]) -> View:
+    """*view* without what may differ after the next mount of the same upper.
+
+    A lookup may mark a directory as impure: then stray whiteouts in it are not listed any more and
+    entry numbers are right (9.3). With ``userxattr`` the origin of some or all objects that are no
+    directories cannot be stored, so they lose the number of their lower with the mount.
+    """
+    forget = "userxattr" in options
+    found: View = {}
+    for path, seen in without_atime(view).items():
+        if stat.S_ISDIR(seen.look.kind):
+            names = tuple(entry[:2] for entry in _listed(seen) if not entry[2].startswith("errno"))
+            found[path] = seen._replace(content=names)
+        elif seen.look.kind:
+            found[path] = _without_identity(seen) if forget else seen
+    return found
+
+
+def _without_identity(seen: Seen) -> Seen:
+    return seen._replace(look=seen.look._replace(lower_ino=0), first_name=b"")
+
+
 def uppers(one: Upper, two: Upper, *, listed: bool) -> list[Difference]:
     """Differences between two upper directories.
 
