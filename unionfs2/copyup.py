@@ -135,7 +135,15 @@ def _switch_handles(node: Node, upper: RealDir) -> None:
     for handle in node.handles or ():
         if not handle.in_upper:
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
-            handle.replace(os.open(node.name, flags, dir_fd=upper.at()))
+            fd = _open_as(node.name, flags | handle.flags & os.O_NOATIME, upper.at())
+            handle.replace(fd)
+
+
+def _open_as(name: bytes, flags: int, dir_fd: int) -> int:
+    try:
+        return os.open(name, flags, dir_fd=dir_fd)
+    except PermissionError:
+        return os.open(name, flags & ~os.O_NOATIME, dir_fd=dir_fd)
 
 
 def _arrived(stack: Stack, node: Node, st: os.stat_result) -> None:

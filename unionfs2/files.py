@@ -25,7 +25,6 @@ _NOT_PASSED = (
     | getattr(os, "FASYNC", 0o20000)
 )
 _DAY_S = 24 * 3600
-_SYNC = os.O_SYNC | os.O_DSYNC
 
 
 def wants_write(flags: int) -> bool:
@@ -64,13 +63,7 @@ def open_file(stack: Stack, node: Node, flags: int, caller: Caller | None = None
         copyup.whole(stack, node, limit=copy_limit(flags))
         if flags & os.O_TRUNC and caller is not None:
             _drop_privileges_on_truncate(stack, node, caller)
-    try:
-        fd = attrs.open_object(stack, node, passed_flags(flags))
-    except PermissionError:
-        if not flags & os.O_NOATIME:
-            raise
-        # The caller owns the file, but the server does not and has no privilege (open(2)).
-        fd = attrs.open_object(stack, node, passed_flags(flags) & ~os.O_NOATIME)
+    fd = attrs.open_object(stack, node, passed_flags(flags))
     return adopt(node, fd, flags)
 
 
@@ -92,13 +85,7 @@ def _drop_privileges_on_truncate(stack: Stack, node: Node, caller: Caller) -> No
 
 def adopt(node: Node, fd: int, flags: int) -> FileHandle:
     """A handle for an open descriptor of *node*."""
-    handle = FileHandle(
-        fd,
-        node,
-        in_upper=node.low is None,
-        writable=flags & os.O_ACCMODE != os.O_RDONLY,
-        sync=bool(flags & _SYNC),
-    )
+    handle = FileHandle(fd, node, flags, in_upper=node.low is None)
     if node.handles is None:
         node.handles = []
     node.handles.append(handle)

@@ -18,14 +18,22 @@ if TYPE_CHECKING:
 class FileHandle:
     """``fd`` is the handle's number towards the door, too: unique while it is open."""
 
-    __slots__ = ("fd", "in_upper", "node", "sync", "writable")
+    __slots__ = ("fd", "flags", "in_upper", "node")
 
-    def __init__(self, fd: int, node: Node, *, in_upper: bool, writable: bool, sync: bool) -> None:
+    def __init__(self, fd: int, node: Node, flags: int, *, in_upper: bool) -> None:
         self.fd = fd
         self.node = node
+        self.flags = flags  # as the caller gave them to open(2)
         self.in_upper = in_upper
-        self.writable = writable
-        self.sync = sync
+
+    @property
+    def writable(self) -> bool:
+        return self.flags & os.O_ACCMODE != os.O_RDONLY
+
+    @property
+    def sync(self) -> bool:
+        """Whether each write has to reach the disk."""
+        return bool(self.flags & (os.O_SYNC | os.O_DSYNC))
 
     def replace(self, new_fd: int) -> None:
         """Point the handle at another open file; consumes *new_fd*."""
