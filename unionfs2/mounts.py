@@ -157,7 +157,7 @@ def _records() -> Iterator[tuple[str, Record]]:
             forget(path)  # cut short by a crash, or of another version
 
 
-def _live_namespaces() -> set[str] | None:
+def live_namespaces() -> set[str] | None:
     """Mount namespaces that some process is in; None when not all processes may be asked."""
     if not privilege.has_initial_capability(privilege.CAP_SYS_ADMIN):
         return None
@@ -182,8 +182,8 @@ def _tidy_records(entries: dict[int, MountEntry]) -> dict[int, Record]:
     for path, value in _records():
         if value.namespace != here:
             if not asked:
-                live, asked = _live_namespaces(), True
-            if live is not None and value.namespace not in live:
+                live, asked = live_namespaces(), True
+            if (live is not None and value.namespace not in live) or _server_is_gone(value):
                 forget(path)
             continue
         entry = entries.get(value.mount_id)
@@ -192,6 +192,10 @@ def _tidy_records(entries: dict[int, MountEntry]) -> dict[int, Record]:
         else:
             valid[value.mount_id] = value
     return valid
+
+
+def _server_is_gone(value: Record) -> bool:
+    return value.pid is not None and _started(value.pid) != value.pid_start
 
 
 def _matches(entry: MountEntry, value: Record) -> bool:

@@ -10,7 +10,7 @@ import os
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,7 +34,7 @@ from unionfs2.options import MountSpec
 
 pytestmark = pytest.mark.needs("root")
 
-MAKERS = {
+MAKERS: dict[str, Callable[[], Mounter]] = {
     "fuse": FuseMounter,
     "native-fd": lambda: NativeMounter(("fd",)),
     "native-string": lambda: NativeMounter(("string",)),
@@ -45,8 +45,7 @@ MAKERS = {
 @pytest.fixture(params=MAKERS)
 def mounter(request: pytest.FixtureRequest, state: Path) -> Mounter:
     probe.need("fuse" if request.param == "fuse" else "overlay")
-    made: Mounter = MAKERS[request.param]()
-    return made
+    return MAKERS[request.param]()
 
 
 @pytest.fixture
@@ -442,11 +441,9 @@ def test_the_layer_checks_agree_with_the_kernel(
 
 @pytest.mark.needs("overlay")
 def test_the_kernels_limit_of_layers(rig: Rig) -> None:
-    paths = []
-    for number in range(501):
-        path = rig.root / "many" / str(number)
-        path.mkdir(parents=True)
-        paths.append(os.fsencode(path))
+    paths = [rig(f"many/{number}") for number in range(501)]
+    for path in paths:
+        os.makedirs(path)
     context = mountcalls.fsopen(b"overlay")
     try:
         for path in paths[:500]:
@@ -520,7 +517,7 @@ def test_data_only_layers(rig: Rig, state: Path) -> None:
 @pytest.mark.needs("fuse")
 def test_fuse_refuses_what_only_the_kernel_does(rig: Rig, state: Path) -> None:
     for changes in ({"index": True}, {"metacopy": True}, {"data": (rig("l1"),)}):
-        spec = replace(rig.spec, **changes)  # type: ignore[arg-type]
+        spec = replace(rig.spec, **changes)
         assert "native backend" in str(FuseMounter().probe(spec))
         with pytest.raises(OptionError, match="native backend"):
             FuseMounter().mount(spec, rig.target)
