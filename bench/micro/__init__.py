@@ -1,0 +1,1 @@
+"""Costs of single calls, without a mount."""
