@@ -428,6 +428,9 @@ def main(argv: list[str]) -> int:
     signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     try:
         return demo(find_place(arguments.dir))
+    except KeyboardInterrupt:
+        console.print("demo: interrupted, nothing stays mounted")
+        return 128 + signal.SIGINT
     except (DemoError, rootfs.RootfsError) as exc:
         console.print(f"demo: {exc}", style="red", markup=False)
         return 1
