@@ -27,6 +27,15 @@ class ArenaError(Exception):
     """This kind of scratch file system cannot be had here; the message says why."""
 
 
+def best() -> str:
+    """ext4 where an image can be mounted, else a plain directory."""
+    try:
+        with arena("ext4"):
+            return "ext4"
+    except ArenaError:
+        return "dir"
+
+
 @contextmanager
 def arena(kind: str = "ext4") -> Iterator[bytes]:
     """A directory (mode 0755) on a fresh file system of *kind*. ArenaError."""

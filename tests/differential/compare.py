@@ -226,13 +226,13 @@ def _has_origin_below(found: Upper, path: bytes) -> bool:
     )
 
 
-def blocks(upper: Upper, lower_sizes: Mapping[bytes, int]) -> list[Difference]:
-    """Files of an upper that use much more space than their lower has bytes (lost holes)."""
+def blocks(one: Upper, two: Upper) -> list[Difference]:
+    """Files of the other upper which use much more space than the reference's (lost holes)."""
     found = []
-    for path, item in upper.items():
-        limit = lower_sizes.get(path)
-        if isinstance(item, str) or limit is None or not item.content:
+    for path, item in two.items():
+        mine = one.get(path)
+        if isinstance(item, str) or not isinstance(mine, Stored):
             continue
-        if item.blocks * 512 > max(limit, item.look.size) + (1 << 20):
-            found.append(Difference("upper", repr(path), f"at most {limit} + 1 MiB", item.blocks))
+        if item.blocks * 512 > mine.blocks * 512 + (1 << 20):
+            found.append(Difference("upper", repr(path), mine.blocks, item.blocks))
     return found

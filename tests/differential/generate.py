@@ -71,6 +71,7 @@ class RandomSource:
         # Slot and how it was opened.
         self.open: dict[int, int] = {}
         self.slot_dirs: dict[int, bytes] = {}
+        self.slot_kinds: dict[int, int] = {}
         self.cwd: bytes | None = None
         # Some histories never list a directory: then `impure` has to be equal to the last mark.
         self.lists = rng.random() < 0.7
@@ -94,6 +95,8 @@ class RandomSource:
             if not number:
                 self._learn_success(op)
             for path, found in touched:
+                if path[:1] == b"@" and path[1:].isdigit() and not isinstance(found, int):
+                    self._learn_slot(op, int(path[1:]), found.kind)
                 if path[:1] in {b"@", b"."}:
                     continue
                 self._set(path, 0 if isinstance(found, int) else found.kind)
@@ -129,9 +132,6 @@ class RandomSource:
             assert isinstance(args[2], int)
             self.open[args[0]] = args[2]
             self.slot_dirs.pop(args[0], None)
-            path = args[1]
-            if isinstance(path, bytes) and self.kinds.get(path) == stat.S_IFDIR:
-                self.slot_dirs[args[0]] = path
         elif op.name == "close":
             assert isinstance(args[0], int)
             self.open.pop(args[0], None)
@@ -144,6 +144,13 @@ class RandomSource:
             self.keys.setdefault(args[0], set()).add(args[1])
         elif op.name == "rename" and args[2] in {0, 1}:
             self._move(args[0], args[1])
+
+    def _learn_slot(self, op: Op, slot: int, kind: int) -> None:
+        self.slot_kinds[slot] = kind
+        if op.name == "open" and op.args[0] == slot and kind == stat.S_IFDIR:
+            path = op.args[1]
+            if isinstance(path, bytes) and path[:1] not in {b"@", b"."}:
+                self.slot_dirs[slot] = path
 
     def _move(self, old: Arg, new: Arg) -> None:
         if not isinstance(old, bytes) or not isinstance(new, bytes):
@@ -385,8 +392,19 @@ class RandomSource:
             return "pwrite", slot, self._data(), self._offset()
         return "ftruncate", slot, self._size()
 
+    def _settable(self) -> int:
+        """A slot of a file or directory.
+
+        Not of a fifo or device: when that has been unlinked, the kernel copies it up to the name
+        it had, over the whiteout.
+        """
+        fit = [
+            slot for slot in self.open if self.slot_kinds.get(slot) in {stat.S_IFREG, stat.S_IFDIR}
+        ]
+        return self.rng.choice(fit) if fit and self.rng.random() < 0.97 else _SLOTS
+
     def _slot_change(self) -> tuple[Arg, ...]:
-        slot = self._slot()
+        slot = self._settable()
         kind = self.rng.randrange(5)
         if kind == 0:
             return "fchmod", slot, self._mode()
@@ -401,7 +419,7 @@ class RandomSource:
         return "fstat", slot
 
     def _slot_xattr(self) -> tuple[Arg, ...]:
-        slot, key = self._slot(), self._key()
+        slot, key = self._settable(), self._key()
         kind = self.rng.randrange(4)
         if kind == 0:
             return "fsetxattr", slot, key, self._value(key), self._pick((0, 0, 1, 2))

@@ -8,8 +8,9 @@ the uppers again. Then the sides swap uppers, and the views must be the ones fro
 from __future__ import annotations
 
 import os
+import stat
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -79,7 +80,6 @@ class _Bench(NamedTuple):
     lowers: tuple[bytes, ...]
     prints: tuple[dict[bytes, objects.Print], ...]
     lower_inos: frozenset[int]
-    sizes: dict[bytes, int]
 
 
 class Machine:
@@ -227,11 +227,17 @@ class _Job:
                 os.mkdir(os.path.join(home, side, name), 0o755)
             objects.build(os.path.join(home, side, b"upper"), self.history.upper)
         prints = tuple(objects.fingerprint(root) for root in lowers)
-        inos = frozenset(p.st[0] for tree in prints for path, p in tree.items() if path)
-        sizes: dict[bytes, int] = {}
-        for tree in reversed(prints):
-            sizes.update({path: p.st[7] * 512 for path, p in tree.items()})
-        return _Bench(home, lowers, prints, inos, sizes)
+        inos = frozenset(self._lower_inos(prints))
+        return _Bench(home, lowers, prints, inos)
+
+    def _lower_inos(self, prints: Iterable[dict[bytes, objects.Print]]) -> Iterator[int]:
+        # With userxattr only directories keep the number of their lower: what has no origin (in a
+        # user namespace everything) keeps it as long as the kernel happens to remember.
+        directories_only = "userxattr" in self.history.options
+        for tree in prints:
+            for path, found in tree.items():
+                if path and (stat.S_ISDIR(found.st[1]) or not directories_only):
+                    yield found.st[0]
 
     def _home(self, bench: _Bench, index: int) -> bytes:
         """Directory of the upper which side *index* uses now."""
@@ -312,7 +318,7 @@ class _Job:
         one, two = (
             leftovers.upper(os.path.join(self._home(bench, index), b"upper")) for index in (0, 1)
         )
-        return compare.uppers(one, two, listed=listed) + compare.blocks(two, bench.sizes)
+        return compare.uppers(one, two, listed=listed) + compare.blocks(one, two)
 
 
 def _plain(ops: Sequence[Op]) -> list[tuple[object, ...]]:

@@ -1,0 +1,57 @@
+"""Random histories on the kernel's overlay and on our FUSE mount: nothing may differ."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.differential import campaign, generate, pieces, sides
+from tests.differential.machine import Machine
+from tests.differential.pieces import Dialect
+from tests.differential.sides import REPOSITORY, KernelSide
+
+_SEEDS = range(20260000, 20260020)
+
+
+def _run(place: bytes, seeds: range, dialect: Dialect) -> int:
+    made = 0
+    with Machine(KernelSide(), sides.unionfs2_server(), place) as machine:
+        for seed in seeds:
+            outcome = machine.run(*generate.history(seed, 400, dialect))
+            finding = campaign.Finding(seed, outcome.history, outcome.differences, 0)
+            assert not outcome.differences, campaign.describe(finding)
+            made += outcome.op_count
+    return made
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+@pytest.mark.needs("root", "fuse", "overlay", "trusted-xattr")
+def test_histories_as_root_and_ordinary_callers(place: bytes) -> None:
+    assert _run(place, _SEEDS, pieces.TRUSTED) == 400 * len(_SEEDS)
+
+
+@pytest.mark.slow
+@pytest.mark.needs("root", "fuse", "overlay", "trusted-xattr")
+def test_histories_with_userxattr(place: bytes) -> None:
+    assert _run(place, range(5), pieces.USERXATTR) == 2000
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+@pytest.mark.needs("userns-overlay", "private-fuse")
+def test_histories_in_a_user_namespace() -> None:
+    """An ordinary user, root of its own namespace, against the kernel's overlay in there."""
+    command = [sys.executable, "-m", "devtools.fuzz", "--userns", "--seed", "4000"]
+    done = subprocess.run(
+        [*command, "--histories", "25", "--ops", "400"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=230,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "25 histories, 10000 operations, 0 differences" in done.stdout
