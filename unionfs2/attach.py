@@ -169,6 +169,9 @@ def _helper_options(spec: MountSpec) -> bytes:
     ]
     for wanted, word in (
         (spec.noexec, b"noexec"),
+        (spec.nosymfollow, b"nosymfollow"),
+        # The helper knows no other word about access times, nor do they mean anything: the kernel
+        # leaves access times to a FUSE server (S_NOATIME in fs/fuse/inode.c).
         (spec.atime == "noatime", b"noatime"),
         (spec.sync, b"sync"),
         (spec.dirsync, b"dirsync"),

@@ -156,12 +156,16 @@ def _await_answer(target: bytes) -> None:
 
 
 def _end(pid: int) -> None:
-    """Make sure that the server is gone."""
+    """Make sure that the server, and its watcher if it has one, is gone."""
     try:
         if os.waitpid(pid, os.WNOHANG)[0] == 0:
-            os.kill(pid, signal.SIGKILL)
+            for kill in (os.killpg, os.kill):  # it leads a session of its own since its first step
+                try:
+                    kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    continue
             os.waitpid(pid, 0)
-    except (ChildProcessError, ProcessLookupError):
+    except ChildProcessError:
         pass
 
 
@@ -244,13 +248,18 @@ def _watch(target: bytes) -> None:
     if pid == 0:
         return
     _close_all_but()
-    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+    passed_on = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+    for number in passed_on:
         signal.signal(number, lambda received, _: os.kill(pid, received))
     before = mountcalls.find_mount(target)
     _, status = os.waitpid(pid, 0)
     if os.WIFSIGNALED(status):
         _remove_dead_mount(target, before)
-    os._exit(os.WEXITSTATUS(status) if os.WIFEXITED(status) else EXIT_FAIL)
+        # End as the server did, for whoever waits for the watcher.
+        for number in passed_on:
+            signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), os.WTERMSIG(status))
+    os._exit(os.waitstatus_to_exitcode(status))
 
 
 def _log_end(exc: BaseException) -> None:

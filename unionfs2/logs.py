@@ -31,7 +31,11 @@ class _JournalHandler(logging.Handler):
     def __init__(self, path: str) -> None:
         super().__init__()
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._socket.connect(path)
+        try:
+            self._socket.connect(path)
+        except OSError:
+            self._socket.close()
+            raise
 
     def emit(self, record: logging.LogRecord) -> None:
         try:

@@ -231,8 +231,18 @@ def read_mountinfo(pid: int | str = "self") -> list[MountEntry]:
 
 def find_mount(target: bytes) -> MountEntry | None:
     """The topmost mount at the path *target* (absolute, without links), None if there is none."""
-    found = [entry for entry in read_mountinfo() if entry.target == target]
+    with open("/proc/self/mountinfo", "rb") as file:
+        lines = file.read().split(b"\n")
+    # A machine may have thousands of mounts: only what looks alike is parsed.
+    shown = b" " + _escape_octal(target) + b" "
+    candidates = b"\n".join(line for line in lines if shown in line)
+    found = [entry for entry in parse_mountinfo(candidates) if entry.target == target]
     return found[-1] if found else None
+
+
+def _escape_octal(path: bytes) -> bytes:
+    """*path* as mountinfo shows it (mangle_path(): space, tab, newline, backslash, hash)."""
+    return b"".join(b"\\%03o" % byte if byte in b" \t\n\\#" else b"%c" % byte for byte in path)
 
 
 def super_option(entry: MountEntry, name: bytes) -> bytes | None:

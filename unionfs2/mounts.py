@@ -29,7 +29,7 @@ _SYSTEM_STATE: Final = "/run/unionfs2"
 _STATE_VARIABLE: Final = "UNIONFS2_STATE"
 _VERSION: Final = 1
 #: How long unmount() waits for a server to end, in seconds.
-SERVER_END_TIMEOUT_S: Final = 30.0
+SERVER_END_TIMEOUT_S: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,11 +244,12 @@ def _record_of(target: bytes) -> Record | None:
 # --- unmounting -----------------------------------------------------------------------------------
 
 
-def unmount(target: bytes, *, lazy: bool = False) -> None:
+def unmount(target: bytes, *, lazy: bool = False) -> str | None:
     """Take away the unionfs2 mount at *target* and wait for its server to have ended.
 
-    Raises TargetError (nothing of ours there), BusyError, PrivilegeError or MountError. With
-    *lazy* the mount disappears at once and its server ends with the last user; not waited for.
+    Raises TargetError (nothing of ours there), BusyError or MountError. With *lazy* the mount
+    disappears at once and its server ends with the last user; not waited for. Returns a sentence
+    when the server goes on although this mount is gone.
     """
     path = os.path.abspath(target)
     entry = mountcalls.find_mount(path)
@@ -262,14 +263,19 @@ def unmount(target: bytes, *, lazy: bool = False) -> None:
             f"{show(target)} is not a unionfs2 mount: see unionfs2 mounts", errno=errno.EINVAL
         )
     server = _server_handle(value)
+    notice = None
     try:
         detach(path, fuse=entry.fstype == FUSE_TYPE, lazy=lazy)
-        if server is not None and not lazy:
-            _wait_for_end(server, path)
+        if server is not None and not lazy and not _ends(server, entry.device):
+            notice = (
+                f"{show(path)} is unmounted but its server goes on: "
+                "another copy of the mount exists, here or in another mount namespace"
+            )
     finally:
         if server is not None:
             os.close(server)
     _tidy_records({entry.mount_id: entry for entry in mountcalls.read_mountinfo()})
+    return notice
 
 
 def detach(path: bytes, *, fuse: bool, lazy: bool) -> None:
@@ -333,11 +339,10 @@ def _server_handle(value: Record | None) -> int | None:
     return handle
 
 
-def _wait_for_end(server: int, path: bytes) -> None:
+def _ends(server: int, device: int) -> bool:
+    """Wait for the server; in vain, so not at all, while its file system is mounted elsewhere."""
+    if any(entry.device == device for entry in mountcalls.read_mountinfo()):
+        return False
     poll = select.poll()
     poll.register(server, select.POLLIN)
-    if not poll.poll(SERVER_END_TIMEOUT_S * 1000):
-        raise MountError(
-            f"{show(path)} is unmounted but its server has not ended after "
-            f"{SERVER_END_TIMEOUT_S:.0f} s: look at its log"
-        )
+    return bool(poll.poll(SERVER_END_TIMEOUT_S * 1000))

@@ -72,7 +72,9 @@ def _umount(args: argparse.Namespace) -> int:
     codes: list[int] = []
     for target in args.targets:
         try:
-            mounts.unmount(os.fsencode(target), lazy=args.lazy)
+            notice = mounts.unmount(os.fsencode(target), lazy=args.lazy)
+            if notice:
+                common.say(PROGRAM, f"warning: {notice}")
             codes.append(EXIT_OK)
         except (UnionFSError, OSError) as exc:
             common.say(PROGRAM, sentence(exc))
