@@ -264,6 +264,14 @@ def test_a_killed_server_leaves_a_mount_that_can_be_removed(site: Site) -> None:
     unmount(site)
 
 
+def test_auto_unmount_and_signals(site: Site) -> None:
+    assert site.fuse("-o", site.options + ",auto_unmount", site.mountpoint).returncode == 0
+    watcher = int(Path(f"/proc/{site.server()}/stat").read_text().rpartition(")")[2].split()[1])
+    os.kill(watcher, signal.SIGTERM)
+    assert eventually(lambda: not is_running(watcher))
+    assert site.mount_lines() == []
+
+
 def test_auto_unmount(site: Site) -> None:
     assert site.fuse("-o", site.options + ",auto_unmount", site.mountpoint).returncode == 0
     assert site.names() == ["one", "two"]
@@ -274,6 +282,7 @@ def test_auto_unmount(site: Site) -> None:
 # --- a server that does not come up ---------------------------------------------------------------
 
 
+@pytest.mark.parametrize("more", ["", ",auto_unmount"])
 @pytest.mark.parametrize(
     ("program", "status", "words"),
     [
@@ -284,11 +293,13 @@ def test_auto_unmount(site: Site) -> None:
         ("raise OSError(28, 'No space left on device')", 32, "No space left on device"),
     ],
 )
-def test_a_server_that_dies_is_reported(site: Site, program: str, status: int, words: str) -> None:
+def test_a_server_that_dies_is_reported(
+    site: Site, program: str, status: int, words: str, more: str
+) -> None:
     (site.root / "fake").mkdir()
     (site.root / "fake" / "pyfuse3.py").write_text(program)
     path = {"PYTHONPATH": f"{site.root / 'fake'}:{site.environment['PYTHONPATH']}"}
-    done = site.fuse("-o", site.options, site.mountpoint, environment=path)
+    done = site.fuse("-o", site.options + more, site.mountpoint, environment=path)
     refused(done, status, words)
     assert site.mount_lines() == []
 

@@ -184,6 +184,20 @@ def test_unmounting_several(site: Site) -> None:
 
 
 @pytest.mark.needs("fuse")
+def test_a_copy_of_the_mount_keeps_the_server(site: Site) -> None:
+    site.main("mount", "--backend", "fuse", "-o", site.options, site.mountpoint)
+    pid = site.server()
+    (site.root / "copy").mkdir()
+    probe.sys_mount(str(site.mountpoint), str(site.root / "copy"), "", 4096)
+    done = site.main("umount", site.mountpoint)
+    assert done.returncode == 0
+    assert "its server goes on" in done.stderr
+    assert site.names("copy") == ["one", "two"]
+    probe.sys_umount(str(site.root / "copy"))
+    assert eventually(lambda: not is_running(pid))
+
+
+@pytest.mark.needs("fuse")
 def test_umount_waits_for_the_server(site: Site) -> None:
     for _ in range(3):
         site.main("mount", "--backend", "fuse", "-o", site.options, site.mountpoint)

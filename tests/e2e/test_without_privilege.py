@@ -78,6 +78,15 @@ def test_an_ordinary_user_mounts_works_and_unmounts(home: Site) -> None:
     check_by_the_kernel(home)
 
 
+def test_generic_flags_reach_the_helper(home: Site) -> None:
+    script = f'{" ".join(FUSE)} -o "$2" "$1"; grep "$1 " /proc/self/mounts; fusermount3 -u "$1"'
+    flags = "noexec,noatime,nodiratime,ro,dev,suid"
+    done = as_user(home, script, str(home.mountpoint), f"{home.options},{flags}")
+    assert (done.returncode, done.stderr) == (0, "")
+    shown = done.stdout.split()[3].split(",")
+    assert {"ro", "nosuid", "nodev", "noexec", "noatime"} <= set(shown)
+
+
 def test_allow_other_needs_the_administrators_word(home: Site) -> None:
     if "\nuser_allow_other" in Path("/etc/fuse.conf").read_text():
         pytest.skip("this machine allows it")
