@@ -5,8 +5,8 @@ Pure: no system call, no look at a disk. Three rules hold here.
 * Escaping is the kernel's (fs/overlayfs/params.c): a backslash takes the next byte literally, a
   bare ``,`` ends an option, a bare ``:`` separates lower layers and ``::`` starts data-only ones.
   Values of SELinux options may stand in double quotes instead, as mount(8) writes them.
-* Every name is known: it fills a field of MountSpec, or stands in one of the tables of names that
-  are accepted without effect, or is refused with the nearest known name. Nothing is guessed.
+* Every name is known (option_names.py): it fills a field of MountSpec, or is accepted without
+  effect, or is refused; an unknown one is refused with the nearest known. Nothing is guessed.
 * Invariant: ``parse_options(format_options(spec)).spec == spec`` for every spec with valid paths.
 
 A spec says what is wanted, not who can do it: unsupported() tells what a backend must refuse.
@@ -15,11 +15,23 @@ A spec says what is wanted, not who can do it: unsupported() tells what a backen
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Final, Literal, NamedTuple
 
 from .errors import OptionError, show
+from .option_names import (
+    CONTEXTS,
+    FLAGS,
+    IGNORED,
+    MAPPINGS,
+    NUMBERS,
+    PATHS,
+    REFUSED,
+    REFUSED_UNLESS,
+    WORDS,
+    known_names,
+)
 
 Backend = Literal["native", "fuse"]
 
@@ -96,150 +108,6 @@ class ParsedOptions:
     ignored: tuple[str, ...] = ()
 
 
-# --- the tables -----------------------------------------------------------------------------------
-
-# Generic flags of mount(8): field and value.
-_FLAGS: Final[dict[str, tuple[str, object]]] = {
-    "ro": ("read_only", True),
-    "rw": ("read_only", False),
-    "suid": ("nosuid", False),
-    "nosuid": ("nosuid", True),
-    "dev": ("nodev", False),
-    "nodev": ("nodev", True),
-    "exec": ("noexec", False),
-    "noexec": ("noexec", True),
-    "symfollow": ("nosymfollow", False),
-    "nosymfollow": ("nosymfollow", True),
-    "atime": ("atime", "relatime"),
-    "noatime": ("atime", "noatime"),
-    "relatime": ("atime", "relatime"),
-    "norelatime": ("atime", "relatime"),  # the kernel has had no other default since 2.6.30
-    "strictatime": ("atime", "strictatime"),
-    "nostrictatime": ("atime", "relatime"),
-    "diratime": ("nodiratime", False),
-    "nodiratime": ("nodiratime", True),
-    "sync": ("sync", True),
-    "async": ("sync", False),
-    "dirsync": ("dirsync", True),
-    # our own, and those of overlay and FUSE that take no value
-    "userxattr": ("userxattr", True),
-    "nouserxattr": ("userxattr", False),
-    "volatile": ("volatile", True),
-    "exclusive": ("exclusive", True),
-    "acl": ("acl", True),
-    "noacl": ("acl", False),
-    "squash_to_root": ("squash_to_root", True),
-    "allow_other": ("allow_other", True),
-    "noallow_other": ("allow_other", False),
-    "debug": ("debug", True),
-    "journal": ("journal", True),
-    "auto_unmount": ("auto_unmount", True),
-}
-
-# Options with a word for a value: field, then word -> value.
-_ON_OFF: Final[dict[str, object]] = {"on": True, "off": False}
-_WORDS: Final[dict[str, tuple[str, dict[str, object]]]] = {
-    "uuid": ("uuid", {word: word for word in ("auto", "on", "off", "null")}),
-    "redirect_dir": ("redirect_dir", {word: word for word in ("on", "off", "follow", "nofollow")}),
-    "metacopy": ("metacopy", _ON_OFF),
-    "index": ("index", _ON_OFF),
-    "nfs_export": ("nfs_export", _ON_OFF),
-    "xino": ("xino", {word: word for word in ("off", "auto", "on")}),
-    "verity": ("verity", {word: word for word in ("off", "on", "require")}),
-    "fsync": (
-        "fsync",
-        {"auto": "auto", "1": "auto", "strict": "strict", "0": "off", "off": "off"},
-    ),
-}
-
-_NUMBERS: Final = ("squash_to_uid", "squash_to_gid", "xattr_permissions")
-_MAPPINGS: Final = ("uidmapping", "gidmapping")
-_PATHS: Final = {"upperdir": "upper", "workdir": "work", "log": "log"}
-_CONTEXTS: Final = ("context", "fscontext", "defcontext", "rootcontext")
-
-#: Accepted without effect: name -> why there is nothing to do. Peers and mount(8) know them.
-IGNORED: Final[dict[str, str]] = {
-    # fstab and mount(8); the program that reads fstab acts on them
-    "defaults": "the defaults are in force anyway",
-    "auto": "for fstab readers",
-    "noauto": "for fstab readers",
-    "nofail": "for fstab readers",
-    "user": "for mount(8)",
-    "nouser": "for mount(8)",
-    "users": "for mount(8)",
-    "nousers": "for mount(8)",
-    "owner": "for mount(8)",
-    "noowner": "for mount(8)",
-    "group": "for mount(8)",
-    "nogroup": "for mount(8)",
-    "_netdev": "for fstab readers",
-    "comment": "a comment",
-    "helper": "for umount(8)",
-    "uhelper": "for umount(8)",
-    "silent": "messages are errors here",
-    "loud": "messages are errors here",
-    "mand": "no kernel has mandatory locks any more",
-    "nomand": "no kernel has mandatory locks any more",
-    "iversion": "for local file systems",
-    "noiversion": "for local file systems",
-    "lazytime": "times are kept by the file system below",
-    "nolazytime": "times are kept by the file system below",
-    # container engines
-    "private": "propagation is the engine's business",
-    # FUSE file systems in general
-    "default_permissions": "always on",
-    "subtype": "the type is always fuse.unionfs2",
-    "nonempty": "a mount point may always have content",
-    "big_writes": "always on",
-    "clone_fd": "tuning of libfuse's own loop",
-    "max_idle_threads": "tuning of libfuse's own loop",
-    "max_threads": "tuning of libfuse's own loop",
-    # fuse-overlayfs
-    "threaded": "tuning of a loop that is not ours",
-    "fast_ino": "inode numbers are always right and cheap",
-    "writeback": "caching is chosen by the server",
-    "timeout": "caching is chosen by the server",
-    "static_nlink": "link counts cost nothing here",
-    # kernel overlay
-    "override_creds": "always on",
-}
-
-# Known to a peer, meaning something, and done by neither backend: name -> the way out.
-_REFUSED: Final[dict[str, str]] = {
-    "remount": "unmount and mount again with the new options",
-    "bind": "use mount --bind on the mounted tree",
-    "rbind": "use mount --rbind on the mounted tree",
-    "move": "use mount --move on the mounted tree",
-    "allow_root": "use allow_other, permissions are checked by the kernel",
-    "nooverride_creds": "layers are always accessed with the credentials of the mounter",
-    "plugins": "list every layer in lowerdir=",
-    "noxattrs": "leave it out, extended attributes are always passed through",
-    "uid": "use squash_to_uid=",
-    "gid": "use squash_to_gid=",
-    "umask": "set the modes in the layers",
-}
-
-# Refused unless the value says "no", in which case there is nothing to do.
-_REFUSED_UNLESS: Final = {"noxattrs": ("0",), "plugins": ("",)}
-
-_LAYER_NAMES: Final = ("lowerdir", "lowerdir+", "datadir+", *_PATHS, "fsname")
-
-
-def known_names() -> list[str]:
-    """Every option name that parse_options() has an opinion on, sorted."""
-    groups: Iterable[Iterable[str]] = (
-        _FLAGS,
-        _WORDS,
-        _NUMBERS,
-        _MAPPINGS,
-        _LAYER_NAMES,
-        _CONTEXTS,
-        IGNORED,
-        _REFUSED,
-    )
-    return sorted({name for group in groups for name in group})
-
-
 # --- escaping -------------------------------------------------------------------------------------
 
 
@@ -308,7 +176,7 @@ def split_options(text: bytes) -> list[bytes]:
 
 def _opens_quote(element: bytes) -> bool:
     name, equals, value = element.partition(b"=")
-    if not equals or name.decode("ascii", "replace") not in _CONTEXTS:
+    if not equals or name.decode("ascii", "replace") not in CONTEXTS:
         return False
     return value.startswith(b'"') and not (len(value) > 1 and value.endswith(b'"'))
 
@@ -333,7 +201,7 @@ class _Draft:
             lower=tuple(self.lower),
             data=tuple(self.data),
             context=tuple(self.context.items()),
-            **self.values,  # type: ignore[arg-type]  # _FLAGS and _WORDS hold each field's type
+            **self.values,  # type: ignore[arg-type]  # FLAGS and WORDS hold each field's type
         )
         _check_contradictions(spec, self.seen)
         return ParsedOptions(spec, tuple(dict.fromkeys(self.ignored)))
@@ -355,18 +223,18 @@ def parse_options(text: bytes | Sequence[bytes], base: MountSpec | None = None) 
 
 def _apply(draft: _Draft, name: str, value: bytes | None, element: bytes) -> None:
     draft.seen[name] = value
-    if name in _FLAGS and value is None:
-        field, setting = _FLAGS[name]
+    if name in FLAGS and value is None:
+        field, setting = FLAGS[name]
         draft.values[field] = setting
-    elif name in _WORDS:
+    elif name in WORDS:
         _apply_word(draft, name, value)
     elif name in _VALUED:
         _VALUED[name](draft, name, _required(name, value))
     elif name in IGNORED or name.startswith(("x-", "X-")):
         draft.ignored.append(show(element))
-    elif name in _REFUSED:
+    elif name in REFUSED:
         _apply_refused(draft, name, value, element)
-    elif name in _FLAGS:
+    elif name in FLAGS:
         raise OptionError(f'option "{name}" takes no value, got "{show(element)}": write {name}')
     else:
         raise OptionError(_unknown(name))
@@ -389,7 +257,7 @@ def _unknown(name: str) -> str:
 
 
 def _apply_word(draft: _Draft, name: str, value: bytes | None) -> None:
-    field, words = _WORDS[name]
+    field, words = WORDS[name]
     word = show(_required(name, value))
     if (name, word) == ("fsync", "volatile"):  # the kernel's other spelling
         draft.values["volatile"] = True
@@ -401,10 +269,10 @@ def _apply_word(draft: _Draft, name: str, value: bytes | None) -> None:
 
 
 def _apply_refused(draft: _Draft, name: str, value: bytes | None, element: bytes) -> None:
-    if value is not None and show(value) in _REFUSED_UNLESS.get(name, ()):
+    if value is not None and show(value) in REFUSED_UNLESS.get(name, ()):
         draft.ignored.append(show(element))
         return
-    raise OptionError(f'option "{show(element)}" is not supported: {_REFUSED[name]}')
+    raise OptionError(f'option "{show(element)}" is not supported: {REFUSED[name]}')
 
 
 def _path(name: str, raw: bytes) -> bytes:
@@ -415,7 +283,7 @@ def _path(name: str, raw: bytes) -> bytes:
 
 
 def _set_path(draft: _Draft, name: str, value: bytes) -> None:
-    draft.values[_PATHS[name]] = _path(name, value)
+    draft.values[PATHS[name]] = _path(name, value)
 
 
 def _set_source(draft: _Draft, name: str, value: bytes) -> None:
@@ -482,10 +350,10 @@ def _split_layers(name: str, value: bytes) -> tuple[list[bytes], list[bytes]]:
 
 
 _VALUED: Final[dict[str, Callable[[_Draft, str, bytes], None]]] = {
-    **dict.fromkeys(_PATHS, _set_path),
-    **dict.fromkeys(_NUMBERS, _set_number),
-    **dict.fromkeys(_MAPPINGS, _set_mapping),
-    **dict.fromkeys(_CONTEXTS, _set_context),
+    **dict.fromkeys(PATHS, _set_path),
+    **dict.fromkeys(NUMBERS, _set_number),
+    **dict.fromkeys(MAPPINGS, _set_mapping),
+    **dict.fromkeys(CONTEXTS, _set_context),
     "fsname": _set_source,
     "lowerdir": _set_lowerdir,
     "lowerdir+": _add_layer,
@@ -515,13 +383,13 @@ def _check_contradictions(spec: MountSpec, seen: dict[str, bytes | None]) -> Non
 
 _FLAG_OF: Final[dict[tuple[str, object], str]] = {
     (field, value): name
-    for name, (field, value) in reversed(_FLAGS.items())  # the first name of a setting wins
+    for name, (field, value) in reversed(FLAGS.items())  # the first name of a setting wins
 }
 _WORD_OF: Final[dict[str, dict[object, str]]] = {
     field: {value: f"{name}={word}" for word, value in reversed(words.items())}
-    for name, (field, words) in _WORDS.items()
+    for name, (field, words) in WORDS.items()
 }
-_PATH_OF: Final = {field: name for name, field in _PATHS.items()} | {"source": "fsname"}
+_PATH_OF: Final = {field: name for name, field in PATHS.items()} | {"source": "fsname"}
 _DEFAULT: Final = MountSpec()
 
 
@@ -549,7 +417,7 @@ def _format_field(name: str, value: object) -> list[bytes]:
     if name == "context":
         assert isinstance(value, tuple)
         return [f"{option}=".encode() + escape(label, b'\\,"') for option, label in value]
-    if name in _MAPPINGS:
+    if name in MAPPINGS:
         assert isinstance(value, tuple)
         return [f"{name}={':'.join(str(n) for triple in value for n in triple)}".encode()]
     if name in _WORD_OF:

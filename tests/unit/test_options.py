@@ -9,14 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unionfs2.errors import OptionError
+from unionfs2.option_names import IGNORED, known_names
 from unionfs2.options import (
-    IGNORED,
     IdRange,
     MountSpec,
     absolute,
     escape,
     format_options,
-    known_names,
     parse_options,
     refuse_unsupported,
     split_options,

@@ -69,7 +69,7 @@ def options_help() -> str:
     """The list of mount options for --help."""
     import textwrap  # noqa: PLC0415
 
-    from unionfs2.options import IGNORED, known_names  # noqa: PLC0415
+    from unionfs2.option_names import IGNORED, known_names  # noqa: PLC0415
 
     ignored = sorted(IGNORED)
     acted_on = [name for name in known_names() if name not in IGNORED]
