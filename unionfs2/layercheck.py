@@ -22,10 +22,7 @@ from . import ondisk, privilege
 from . import syscalls as sc
 from .errors import BackingError, LayerError, OptionError, PrivilegeError, sentence, show
 from .mountcalls import MountEntry, read_mountinfo
-from .options import Backend, MountSpec
-
-#: Most lower layers, data-only ones included, that the kernel takes (OVL_MAX_STACK).
-NATIVE_LOWER_MAX: Final = 500
+from .options import Backend, MountSpec, refuse_unsupported
 
 _OPTION: Final = {"upper": "upperdir", "work": "workdir", "lower": "lowerdir", "data": "lowerdir"}
 _PROBE_PREFIX: Final = b".unionfs2-probe-"
@@ -52,10 +49,12 @@ class _Layer:
 def check_layers(spec: MountSpec, backend: Backend | None = None) -> None:
     """Raise OptionError, LayerError, BackingError or PrivilegeError unless *spec* can be mounted.
 
-    *backend* adds the limits of that one. The work directory is written to while probing what
-    its file system can do, and left as it was.
+    *backend* adds what that one does not support. The work directory is written to while probing
+    what its file system can do, and left as it was.
     """
-    _check_shape(spec, backend)
+    if backend is not None:
+        refuse_unsupported(spec, backend)
+    _check_shape(spec)
     with ExitStack() as stack:
         layers = _open_layers(spec, stack)
         _check_overlap(layers)
@@ -66,7 +65,7 @@ def check_layers(spec: MountSpec, backend: Backend | None = None) -> None:
             _check_backing(spec, by_role["upper"], by_role["work"])
 
 
-def _check_shape(spec: MountSpec, backend: Backend | None) -> None:
+def _check_shape(spec: MountSpec) -> None:
     if not spec.lower:
         raise OptionError("there is no lower layer: give at least one with lowerdir=DIR")
     if spec.upper is not None and spec.work is None:
@@ -78,12 +77,6 @@ def _check_shape(spec: MountSpec, backend: Backend | None) -> None:
         raise OptionError(
             f"there is nothing to merge with lowerdir={show(spec.lower[0])}: "
             "give a second lower layer, or upperdir= and workdir="
-        )
-    count = len(spec.lower) + len(spec.data)
-    if backend == "native" and count > NATIVE_LOWER_MAX:
-        raise OptionError(
-            f"the kernel takes at most {NATIVE_LOWER_MAX} lower layers, got {count}: "
-            "merge some of them or use the fuse backend"
         )
 
 

@@ -241,8 +241,8 @@ def find_mount(target: bytes) -> MountEntry | None:
 
 
 def _escape_octal(path: bytes) -> bytes:
-    """*path* as mountinfo shows it (mangle_path(): space, tab, newline, backslash, hash)."""
-    return b"".join(b"\\%03o" % byte if byte in b" \t\n\\#" else b"%c" % byte for byte in path)
+    """*path* as mountinfo shows a mount point (show_mountinfo() in fs/proc_namespace.c)."""
+    return b"".join(b"\\%03o" % byte if byte in b" \t\n\\" else b"%c" % byte for byte in path)
 
 
 def super_option(entry: MountEntry, name: bytes) -> bytes | None:

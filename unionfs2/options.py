@@ -35,6 +35,9 @@ from .option_names import (
 
 Backend = Literal["native", "fuse"]
 
+#: Most lower layers, data-only ones included, that the kernel takes (OVL_MAX_STACK).
+NATIVE_LOWER_MAX: Final = 500
+
 
 class IdRange(NamedTuple):
     """One triple of uidmapping= or gidmapping=: *length* ids from *inner* are *outer* on disk."""
@@ -473,7 +476,14 @@ _NEITHER: Final[tuple[tuple[Callable[[MountSpec], object], str], ...]] = (
 def unsupported(spec: MountSpec, backend: Backend) -> list[str]:
     """One sentence for each option of *spec* that *backend* cannot honour."""
     other, table = ("fuse", _FUSE_ONLY) if backend == "native" else ("native", _NATIVE_ONLY)
-    found = [
+    found = []
+    count = len(spec.lower) + len(spec.data)
+    if backend == "native" and count > NATIVE_LOWER_MAX:
+        found.append(
+            f"the native backend takes at most {NATIVE_LOWER_MAX} lower layers, got {count}: "
+            "merge some of them or use the fuse backend"
+        )
+    found += [
         f"the {backend} backend does not support {name}: leave it out or use the {other} backend"
         for applies, name in table
         if applies(spec)

@@ -87,6 +87,17 @@ def test_auto_takes_fuse_for_what_the_kernel_cannot_do(site: Site, option: str) 
 
 
 @pytest.mark.needs("fuse")
+def test_auto_takes_fuse_for_more_layers_than_the_kernel_takes(site: Site) -> None:
+    for number in range(501):
+        (site.root / "many" / str(number)).mkdir(parents=True)
+    lower = ":".join(f"{site.root}/many/{number}" for number in range(501))
+    done = site.main("mount", "-v", "-o", f"lowerdir={lower}", site.mountpoint)
+    assert (done.returncode, backend_of(site)) == (0, "fuse")
+    assert "at most 500" in done.stderr
+    site.main("umount", site.mountpoint)
+
+
+@pytest.mark.needs("fuse")
 def test_auto_takes_fuse_when_the_kernel_would_mount_read_only(site: Site) -> None:
     (site.root / "w/work/a/b/c").mkdir(parents=True)
     done = site.main("mount", "-v", "-o", site.options, site.mountpoint)

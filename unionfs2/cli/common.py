@@ -54,9 +54,8 @@ def serve_in_foreground(spec: MountSpec, target: bytes) -> None:
     from unionfs2 import logs  # noqa: PLC0415 - a daemon sets this up in its own process
     from unionfs2.cli.server import serve_mount  # noqa: PLC0415
     from unionfs2.mounter import open_target, resolve_target  # noqa: PLC0415
-    from unionfs2.options import absolute, refuse_unsupported  # noqa: PLC0415
+    from unionfs2.options import absolute  # noqa: PLC0415
 
-    refuse_unsupported(spec, "fuse")
     spec = absolute(spec, os.getcwdb())
     target = resolve_target(target)
     os.close(open_target(target))

@@ -17,7 +17,7 @@ from unionfs2 import attach, locks, mountcalls, mounts, privilege
 from unionfs2.errors import BusyError, MountError, sentence
 from unionfs2.layercheck import check_layers
 from unionfs2.mountcalls import MountEntry
-from unionfs2.options import MountSpec, refuse_unsupported
+from unionfs2.options import MountSpec
 
 _log = logging.getLogger(__name__)
 
@@ -33,7 +33,6 @@ def serve_mount(
     from unionfs2.fs_ops import serve  # noqa: PLC0415
     from unionfs2.union import UnionFS  # noqa: PLC0415
 
-    refuse_unsupported(spec, "fuse")
     raise_descriptor_limit()
     if spec.userxattr is None:
         spec = replace(spec, userxattr=privilege.default_userxattr())
