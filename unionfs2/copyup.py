@@ -150,6 +150,8 @@ def _arrived(stack: Stack, node: Node, st: os.stat_result) -> None:
     """The object of *node* is in the upper now."""
     node.low = None
     stack.changed.append(node)
+    if node.parent is not None:
+        stack.changed.append(node.parent)  # its ctime, on tmpfs also its size
     node.flags &= ~(nd.LOWER_LINKS | nd.NO_XATTRS)
     if st.st_nlink == 1:
         node.flags |= nd.ORIGIN
@@ -354,7 +356,7 @@ def _copy_directory(stack: Stack, node: Dir) -> None:
     node.upper = parent.upper.child(node.name)
     node.whiteouts = True
     node.flags &= ~nd.NO_XATTRS
-    stack.changed.append(node)
+    stack.changed += (node, parent)
 
 
 def _move_directory(
