@@ -166,9 +166,13 @@ def run(command: Sequence[str | Path], **environment: str) -> str:
 
 @dataclass(frozen=True)
 class Place:
-    """The folder of the demo. Invariant: *root* needs no escaping in mount options."""
+    """The folder of the demo, and in it what needs a file system fit for layers.
+
+    Invariant: neither path needs escaping in mount options.
+    """
 
     root: Path
+    scratch: Path
 
     @property
     def packages(self) -> Path:
@@ -176,7 +180,7 @@ class Place:
 
     @property
     def layers(self) -> Path:
-        return self.root / "layers"
+        return self.scratch / "layers"
 
     @property
     def lower(self) -> tuple[Path, ...]:
@@ -185,7 +189,7 @@ class Place:
 
     @property
     def run(self) -> Path:
-        return self.root / "run"
+        return self.scratch / "run"
 
     @property
     def upper(self) -> Path:
@@ -224,20 +228,27 @@ class Place:
             (self.run / name).mkdir(parents=True)
 
 
-def find_place(wanted: Path) -> Place:
-    """The folder *wanted*, made if missing, on a file system that can hold an upper directory."""
-    place = Place(wanted.resolve())
-    if set(str(place.root)) & set(":,\\ \n"):
-        raise DemoError(f"{place.root} has a character that needs escaping; choose another --dir")
-    place.root.mkdir(parents=True, exist_ok=True)
-    if run(["stat", "--file-system", "--format=%T", place.root]).strip() != "overlayfs":
-        return place
-    # In a container the project itself may lie on an overlay, which cannot hold another upper.
+@contextlib.contextmanager
+def find_place(wanted: Path) -> Iterator[Place]:
+    """The folder *wanted*, made if missing, with room for layers."""
+    root = wanted.resolve()
+    if set(str(root)) & set(":,\\ \n"):
+        raise DemoError(f"{root} has a character that needs escaping; choose another --dir")
+    root.mkdir(parents=True, exist_ok=True)
+    if run(["stat", "--file-system", "--format=%T", root]).strip() != "overlayfs":
+        yield Place(root, root)
+        return
+    # In a container the project itself may lie on an overlay, which can hold no whiteouts and no
+    # other upper. Packages are kept there, layers are made anew in memory.
     if os.geteuid():
-        raise DemoError(f"{place.root} is on an overlay file system; choose another --dir")
-    if not os.path.ismount(place.root):
-        run(["mount", "-t", "tmpfs", "-o", "size=2g,mode=0755", "unionfs2-demo", place.root])
-    return place
+        raise DemoError(f"{root} is on an overlay file system; choose another --dir")
+    scratch = root / "memory"
+    scratch.mkdir(exist_ok=True)
+    run(["mount", "-t", "tmpfs", "-o", "size=2g,mode=0755", "unionfs2-demo", scratch])
+    try:
+        yield Place(root, scratch)
+    finally:
+        run(["umount", "--lazy", scratch])
 
 
 # --- layers -------------------------------------------------------------------------------------
@@ -427,7 +438,8 @@ def main(argv: list[str]) -> int:
     # A kill unwinds the stack like Ctrl-C does, so that nothing stays mounted.
     signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     try:
-        return demo(find_place(arguments.dir))
+        with find_place(arguments.dir) as place:
+            return demo(place)
     except KeyboardInterrupt:
         console.print("demo: interrupted, nothing stays mounted")
         return 128 + signal.SIGINT
