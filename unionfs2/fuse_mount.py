@@ -189,7 +189,10 @@ def _daemon(spec: MountSpec, target: bytes, body: Body, write_end: int) -> None:
     ready_sent = False
 
     def report(value: dict[str, object]) -> None:
-        os.write(write_end, json.dumps(value).encode() + b"\n")
+        try:
+            os.write(write_end, json.dumps(value).encode() + b"\n")
+        except BrokenPipeError:
+            pass  # whoever started us has gone; the mount is there all the same
 
     def ready() -> None:
         nonlocal ready_sent

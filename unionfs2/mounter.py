@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -85,38 +86,31 @@ def is_ours(entry: MountEntry) -> bool:
     return entry.fstype == OVERLAY_TYPE and entry.source == MountSpec().source
 
 
+def _bits(spec: MountSpec) -> Iterator[tuple[int, int]]:
+    """The generic flags of *spec*: (MS_* bit of mount(2), MOUNT_ATTR_* bit of fsmount(2))."""
+    for wanted, flag, attribute in (
+        (spec.read_only, mountcalls.MS_RDONLY, mountcalls.MOUNT_ATTR_RDONLY),
+        (spec.nosuid, mountcalls.MS_NOSUID, mountcalls.MOUNT_ATTR_NOSUID),
+        (spec.nodev, mountcalls.MS_NODEV, mountcalls.MOUNT_ATTR_NODEV),
+        (spec.noexec, mountcalls.MS_NOEXEC, mountcalls.MOUNT_ATTR_NOEXEC),
+        (spec.nosymfollow, mountcalls.MS_NOSYMFOLLOW, mountcalls.MOUNT_ATTR_NOSYMFOLLOW),
+        (spec.nodiratime, mountcalls.MS_NODIRATIME, mountcalls.MOUNT_ATTR_NODIRATIME),
+        (spec.atime == "relatime", mountcalls.MS_RELATIME, 0),
+        (spec.atime == "noatime", mountcalls.MS_NOATIME, mountcalls.MOUNT_ATTR_NOATIME),
+        (spec.atime == "strictatime", mountcalls.MS_STRICTATIME, mountcalls.MOUNT_ATTR_STRICTATIME),
+        # Of the file system, not of the mount: fsconfig(2) sets these.
+        (spec.sync, mountcalls.MS_SYNCHRONOUS, 0),
+        (spec.dirsync, mountcalls.MS_DIRSYNC, 0),
+    ):
+        if wanted:
+            yield flag, attribute
+
+
 def mount_attributes(spec: MountSpec) -> int:
     """The generic flags of *spec* as MOUNT_ATTR_* bits (fsmount(2))."""
-    bits = 0
-    for wanted, bit in (
-        (spec.read_only, mountcalls.MOUNT_ATTR_RDONLY),
-        (spec.nosuid, mountcalls.MOUNT_ATTR_NOSUID),
-        (spec.nodev, mountcalls.MOUNT_ATTR_NODEV),
-        (spec.noexec, mountcalls.MOUNT_ATTR_NOEXEC),
-        (spec.nosymfollow, mountcalls.MOUNT_ATTR_NOSYMFOLLOW),
-        (spec.nodiratime, mountcalls.MOUNT_ATTR_NODIRATIME),
-        (spec.atime == "noatime", mountcalls.MOUNT_ATTR_NOATIME),
-        (spec.atime == "strictatime", mountcalls.MOUNT_ATTR_STRICTATIME),
-    ):
-        bits |= bit if wanted else 0
-    return bits
+    return sum(attribute for _, attribute in _bits(spec))
 
 
 def mount_flags(spec: MountSpec) -> int:
     """The generic flags of *spec* as MS_* bits (mount(2))."""
-    bits = 0
-    for wanted, bit in (
-        (spec.read_only, mountcalls.MS_RDONLY),
-        (spec.nosuid, mountcalls.MS_NOSUID),
-        (spec.nodev, mountcalls.MS_NODEV),
-        (spec.noexec, mountcalls.MS_NOEXEC),
-        (spec.nosymfollow, mountcalls.MS_NOSYMFOLLOW),
-        (spec.nodiratime, mountcalls.MS_NODIRATIME),
-        (spec.sync, mountcalls.MS_SYNCHRONOUS),
-        (spec.dirsync, mountcalls.MS_DIRSYNC),
-        (spec.atime == "relatime", mountcalls.MS_RELATIME),
-        (spec.atime == "noatime", mountcalls.MS_NOATIME),
-        (spec.atime == "strictatime", mountcalls.MS_STRICTATIME),
-    ):
-        bits |= bit if wanted else 0
-    return bits
+    return sum(flag for flag, _ in _bits(spec))

@@ -23,9 +23,11 @@ def guarded(program: str, command: Callable[[], int]) -> int:
         say(program, "interrupted")
         return exit_code_of(exc)
     except Exception as exc:
-        say(program, sentence(exc))
         if not is_expected(exc):
-            raise
+            import traceback  # noqa: PLC0415 - a bug in this program, for its authors
+
+            traceback.print_exc()
+        say(program, sentence(exc))
         return exit_code_of(exc)
 
 
