@@ -503,6 +503,65 @@ def test_options_reach_the_kernel(
     mounter.unmount(rig.target)
 
 
+def _fails(number: int) -> Callable[..., int]:
+    def call(*args: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    return call
+
+
+@pytest.mark.needs("overlay")
+@pytest.mark.parametrize(
+    ("call", "number", "way"),
+    [
+        ("fsopen", errno.ENOSYS, "lowerdir="),
+        ("fsconfig_fd", errno.EINVAL, "lowerdir+="),
+        (None, 0, "lowerdir+="),
+    ],
+)
+def test_older_kernels(
+    rig: Rig,
+    state: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    call: str | None,
+    number: int,
+    way: str,
+) -> None:
+    if call is not None:
+        monkeypatch.setattr(mountcalls, call, _fails(number))
+    mounter = NativeMounter()
+    assert mounter.probe(rig.spec) is None
+    mounter.mount(rig.spec, rig.target)
+    entry = rig.mounted()
+    assert entry is not None
+    assert f",{way}{rig.root}/l1" in entry.super_options.decode()
+    mounter.unmount(rig.target)
+
+
+@pytest.mark.parametrize(
+    ("number", "words"), [(errno.ENODEV, "modprobe overlay"), (errno.EPERM, "CAP_SYS_ADMIN")]
+)
+def test_no_overlay_here(
+    rig: Rig, state: Path, monkeypatch: pytest.MonkeyPatch, number: int, words: str
+) -> None:
+    monkeypatch.setattr(mountcalls, "fsopen", _fails(number))
+    assert words in str(NativeMounter().probe(rig.spec))
+    with pytest.raises(MountError, match=words):
+        NativeMounter().mount(rig.spec, rig.target)
+
+
+@pytest.mark.needs("overlay")
+def test_an_upper_in_use_that_index_forbids(rig: Rig, state: Path) -> None:
+    (rig.root / "first").mkdir()
+    NativeMounter().mount(rig.spec, rig("first"))
+    try:
+        with pytest.raises(MountError, match="busy") as caught:
+            NativeMounter().mount(replace(rig.spec, index=True), rig.target)
+        assert caught.value.errno == errno.EBUSY
+    finally:
+        NativeMounter().unmount(rig("first"))
+
+
 @pytest.mark.needs("overlay")
 def test_data_only_layers(rig: Rig, state: Path) -> None:
     mounter = NativeMounter()

@@ -22,7 +22,7 @@ def guarded(program: str, command: Callable[[], int]) -> int:
     except KeyboardInterrupt as exc:
         say(program, "interrupted")
         return exit_code_of(exc)
-    except Exception as exc:
+    except Exception as exc:  # noqa: BLE001 - every way out of a command is a sentence
         if not is_expected(exc):
             import traceback  # noqa: PLC0415 - a bug in this program, for its authors
 
