@@ -75,7 +75,10 @@ def _unescaped(field: bytes) -> bytes:
 
 def find_server(mountpoint: Path) -> int | None:
     """Process id of the server of `mountpoint`, or None when no visible process serves it."""
-    connection = connection_of(mountpoint)
+    device = _device_of_mount(mountpoint)
+    if device is None or os.major(device) != 0:
+        return None
+    connection = os.minor(device)
     by_command_line: int | None = None
     wanted = os.fsencode(mountpoint)
     for entry in _PROC.iterdir():

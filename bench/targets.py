@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from bench import fuse_server
 
 MOUNT_TIMEOUT_S = 30.0
 SERVER_END_TIMEOUT_S = 20.0
+_COPY_CHECK_S = 1.0
 _MNT_DETACH = 2
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -232,15 +234,25 @@ def unmount_fuse(merged: Path) -> None:
     pidfd = os.pidfd_open(server)
     try:
         unmount(merged)
-        if fuse_server.wait_gone(pidfd, SERVER_END_TIMEOUT_S):
-            return
-        holders = fuse_server.holders(connection)
-        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        if not holders:
-            raise RuntimeError(f"server {server} outlived its mount and was killed")
-        # a mount namespace made meanwhile has a copy of the mount: the server is right to wait
+        _end(pidfd, connection, f"server {server} of {merged}")
     finally:
         os.close(pidfd)
+
+
+def _end(pidfd: int, connection: int, what: str) -> None:
+    """Wait until a server whose mount is gone has ended; RuntimeError, and the end, if it has not.
+
+    A mount namespace that somebody makes meanwhile has a copy of the mount, and the server is right
+    to go on for it: it is ended without a complaint.
+    """
+    deadline = time.monotonic() + SERVER_END_TIMEOUT_S
+    while not fuse_server.wait_gone(pidfd, _COPY_CHECK_S):
+        copied = bool(fuse_server.holders(connection))
+        if copied or time.monotonic() > deadline:
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            if not copied:
+                raise RuntimeError(f"{what} outlived its mount and was killed")
+            return
 
 
 def clear_away(merged: Path) -> None:
@@ -249,17 +261,16 @@ def clear_away(merged: Path) -> None:
         server = fuse_server.find_server(merged)
         unmount(merged, lazy=True)
         if server is not None:
-            _end(server)
+            _end_soon(server)
 
 
-def _end(pid: int) -> None:
-    """Let a server end by itself after its mount is gone, then insist."""
+def _end_soon(server: int) -> None:
     try:
-        pidfd = os.pidfd_open(pid)
+        pidfd = os.pidfd_open(server)
     except ProcessLookupError:
         return
     try:
-        if not fuse_server.wait_gone(pidfd, SERVER_END_TIMEOUT_S):
+        if not fuse_server.wait_gone(pidfd, _COPY_CHECK_S):
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
     finally:
         os.close(pidfd)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -50,14 +51,24 @@ def rigs() -> Iterator[Path]:
         os.close(lock)
 
 
-@pytest.fixture
-def rig(backend: str, rigs: Path) -> Iterator[Rig]:
-    """An unmounted union with one empty lower."""
+@contextlib.contextmanager
+def _made(backend: str, rigs: Path) -> Iterator[Rig]:
+    """A rig, removed afterwards; a server that had something to say fails the test."""
     made = Rig(backend, rigs)
     try:
         yield made
     finally:
+        said = made.complaints()
         made.remove()
+        if said:
+            pytest.fail(f"the server said:\n{said}", pytrace=False)
+
+
+@pytest.fixture
+def rig(backend: str, rigs: Path) -> Iterator[Rig]:
+    """An unmounted union with one empty lower."""
+    with _made(backend, rigs) as made:
+        yield made
 
 
 @pytest.fixture
@@ -65,8 +76,5 @@ def both(rigs: Path) -> Iterator[Rig]:
     """A union that one test mounts by both backends in turn."""
     _need(NATIVE)
     _need(FUSE)
-    made = Rig(NATIVE, rigs)
-    try:
+    with _made(NATIVE, rigs) as made:
         yield made
-    finally:
-        made.remove()

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bench import targets
+from tests.support import mounts
 
 MS_RDONLY = 1
 FUSE = "fuse"
@@ -36,8 +37,8 @@ class Rig:
         self.lowers = [self.base / "lower"]
         for directory in (self.merged, self.work, self.base / "upper", self.base / "lower"):
             directory.mkdir()
+        self._log = self.base / "server.log"
         self._mounted: list[tuple[Path, str]] = []
-        self._others: list[Path] = []
 
     @property
     def lower(self) -> Path:
@@ -73,7 +74,7 @@ class Rig:
             with _working_in(self.base):
                 targets.mount("overlay", at, "overlay", text, MS_RDONLY if read_only else 0)
         else:
-            text += ",ro" if read_only else ""
+            text += f",log={self._log}" + (",ro" if read_only else "")
             program = targets.unionfs2_program()
             command = [program, "mount", "--backend", FUSE, "-o", text, os.fspath(at)]
             targets.run_checked(command, timeout_s=targets.MOUNT_TIMEOUT_S)
@@ -97,10 +98,7 @@ class Rig:
     def unmount(self) -> None:
         """Unmount what was mounted last; its server must end by itself."""
         at, backend = self._mounted.pop()
-        if backend == NATIVE:
-            targets.unmount(at)
-            return
-        targets.unmount_fuse(at)
+        (targets.unmount if backend == NATIVE else targets.unmount_fuse)(at)
 
     def remount(self, *, backend: str | None = None) -> Path:
         """Unmount, then mount the same layers again, perhaps by the other backend."""
@@ -111,15 +109,20 @@ class Rig:
     def mount_tmpfs(self, at: Path) -> None:
         """Mount a file system of its own at `at`, removed with the rig."""
         targets.mount("tmpfs", at, "tmpfs", "size=1m")
-        self._others.append(at)
+
+    def complaints(self) -> str:
+        """What the servers of this rig had to say; a healthy one is silent."""
+        return self._log.read_text() if self._log.exists() else ""
 
     def remove(self) -> None:
-        """Leave nothing behind."""
-        for at, _ in reversed(self._mounted):
-            targets.clear_away(at)
-        for other in reversed(self._others):
-            targets.unmount(other, lazy=True)
-        shutil.rmtree(self.base)
+        """Leave nothing behind. RuntimeError when a server does not end with its mount."""
+        try:
+            while self._mounted:
+                self.unmount()
+        finally:
+            for at in mounts.below(self.base):
+                targets.clear_away(Path(os.fsdecode(at)))
+            shutil.rmtree(self.base)
 
 
 @contextlib.contextmanager
