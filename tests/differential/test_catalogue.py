@@ -1,0 +1,51 @@
+"""Every case of the catalogue on the kernel's overlay and on our FUSE mount."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.differential import catalogue, known, sides
+from tests.differential.machine import Machine, Outcome
+from tests.differential.sides import KernelSide, Side
+
+_FAMILIES = catalogue.families()
+_needs = pytest.mark.needs("root", "fuse", "overlay", "trusted-xattr", "mknod", "acl")
+
+
+def _play(place: bytes, other: Side, family: str) -> Outcome:
+    history = catalogue.history(family, _FAMILIES[family])
+    with Machine(KernelSide(), other, place) as machine:
+        return machine.run(history)
+
+
+def _report(outcome: Outcome) -> str:
+    return "\n".join(str(difference) for difference in outcome.differences[:10])
+
+
+@_needs
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("family", _FAMILIES)
+def test_family(place: bytes, family: str) -> None:
+    outcome = _play(place, sides.unionfs2_server(), family)
+    assert not outcome.differences, _report(outcome)
+    assert outcome.op_count == sum(len(case.ops) + 3 for case in _FAMILIES[family])
+
+
+@_needs
+def test_the_kernel_passes_its_own_catalogue(place: bytes) -> None:
+    for family in _FAMILIES:
+        outcome = _play(place, KernelSide(), family)
+        assert not outcome.differences, _report(outcome)
+
+
+def test_the_catalogue_is_large_and_its_names_are_unique() -> None:
+    cases = [case for family in _FAMILIES.values() for case in family]
+    assert len({case.name for case in cases}) == len(cases)
+    assert sum(len(case.ops) for case in cases) > 5000
+
+
+@_needs
+def test_known_differences_are_met(place: bytes) -> None:
+    outcome = _play(place, sides.unionfs2_server(), "known_calls")
+    assert {"seek-hole", "inode-flags", "directory-seek"} <= set(outcome.excused)
+    assert set(outcome.excused) <= {row.ident for row in known.KNOWN} | {known.READ_ATIME}
