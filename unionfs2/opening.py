@@ -16,7 +16,7 @@ from . import mountcalls, ondisk, privilege, workdir
 from . import syscalls as sc
 from .branch import Branch, FdCache, Identity
 from .errors import LayerError, OptionError, show
-from .options import MountSpec
+from .options import MountSpec, refuse_unsupported
 from .stack import Policy, Stack
 from .whiteout import Dialect
 
@@ -49,7 +49,7 @@ def open_stack(spec: MountSpec, *, clean_work: bool = True) -> Opened:
 
     *clean_work* is False while another live mount uses the same work directory.
     """
-    _refuse_unsupported(spec)
+    refuse_unsupported(spec, "fuse")
     if not spec.lower:
         raise OptionError("no lower directory given: add lowerdir=DIR[:DIR...]")
     userxattr = privilege.default_userxattr() if spec.userxattr is None else spec.userxattr
@@ -76,25 +76,6 @@ def open_stack(spec: MountSpec, *, clean_work: bool = True) -> Opened:
         )
         stack = Stack(lowers, upper, work_fd, dialect, cache, policy)
         return Opened(stack, resources.pop_all(), dialect)
-
-
-def _refuse_unsupported(spec: MountSpec) -> None:
-    """Options of the kernel's overlay that this implementation does not do."""
-    asked = {
-        "redirect_dir=on": spec.redirect_dir == "on",
-        "metacopy=on": spec.metacopy,
-        "index=on": spec.index,
-        "nfs_export=on": spec.nfs_export,
-        "data-only layers": bool(spec.data),
-        "uidmapping": bool(spec.uidmapping),
-        "gidmapping": bool(spec.gidmapping),
-    }
-    for name, wanted in asked.items():
-        if wanted:
-            raise OptionError(
-                f"{name} is not supported by the FUSE backend: leave it out, or use"
-                " --backend native where the kernel's overlay is available"
-            )
 
 
 def _cache_limit(branches: int) -> int:
