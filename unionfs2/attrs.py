@@ -25,7 +25,13 @@ _ACLS = (ondisk.ACL_ACCESS, ondisk.ACL_DEFAULT)
 _LISTED = (ondisk.CAPABILITY, *_ACLS)
 
 
-def set_attributes(stack: Stack, node: Node, new: SetAttr, handle: FileHandle | None) -> None:
+def set_attributes(
+    stack: Stack,
+    node: Node,
+    new: SetAttr,
+    handle: FileHandle | None = None,
+    caller: Caller | None = None,
+) -> None:
     """Apply *new*; size first, then owner, mode, times.
 
     Raises EROFS, EPERM for protected files, EEXIST for an unlinked lower file, and what copy-up
@@ -35,6 +41,8 @@ def set_attributes(stack: Stack, node: Node, new: SetAttr, handle: FileHandle | 
     copyup.whole(stack, node, limit=new.size)
     if new.size is not None:
         _set_size(stack, node, new.size, handle)
+        if caller is not None and new.mode is None:
+            _drop_lone_sgid(stack, node, caller)
     path, follow = stack.object_path(node)
     if new.uid is not None or new.gid is not None:
         uid = -1 if new.uid is None else new.uid
@@ -166,7 +174,7 @@ def set_xattr(
         _drop_sgid(stack, node, caller)
 
 
-def remove_xattr(stack: Stack, node: Node, key: bytes) -> None:
+def remove_xattr(stack: Stack, node: Node, key: bytes, caller: Caller | None = None) -> None:
     """Remove *key*; an absent one is ENODATA and copies nothing up (ovl_xattr_set())."""
     disk_key = check_xattr(stack, node, key)
     if not node.in_upper:
@@ -175,6 +183,19 @@ def remove_xattr(stack: Stack, node: Node, key: bytes) -> None:
     copyup.whole(stack, node)
     path, follow = stack.object_path(node)
     sc.removexattr(path, disk_key, follow_symlinks=follow)
+    if key == ondisk.ACL_ACCESS and caller is not None:
+        _drop_sgid(stack, node, caller)
+
+
+def _drop_lone_sgid(stack: Stack, node: Node, caller: Caller) -> None:
+    """Clear sgid without group execution after a truncation by somebody outside the group.
+
+    The kernel's FUSE client clears the other combinations by itself and forgets this one
+    (setattr_should_drop_sgid() in fs/attr.c, fuse_setattr() in fs/fuse/dir.c).
+    """
+    st = stack.stat(node)
+    if st.st_mode & (stat.S_ISGID | stat.S_IXGRP) == stat.S_ISGID:
+        _drop_sgid(stack, node, caller)
 
 
 def _drop_sgid(stack: Stack, node: Node, caller: Caller) -> None:

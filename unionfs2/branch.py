@@ -102,6 +102,7 @@ class Branch:
         "read_flags",
         "root",
         "root_fd",
+        "untouched",
     )
 
     def __init__(
@@ -112,6 +113,8 @@ class Branch:
         self.root_fd = root_fd
         self.cache = cache
         self.private = private
+        # Whether reading changes no access time, because the clone is read-only.
+        self.untouched = False
         # A private clone has nothing mounted below it; a shared tree may, and is not entered.
         self.open_dir: Callable[[bytes, int], int] = sc.open_dir if private else sc.open_dir_no_xdev
         self.dev = os.stat(root_fd).st_dev
@@ -129,7 +132,7 @@ class Branch:
 
     def open_file(self, name: bytes, dir_fd: int, flags: int = os.O_RDONLY) -> int:
         """Open an object of this branch for reading, leaving its atime alone if a lower."""
-        if self.index == 0 or self.private:
+        if self.index == 0 or self.untouched:
             return os.open(name, self.read_flags | flags, dir_fd=dir_fd)
         try:
             return os.open(name, self.read_flags | flags | os.O_NOATIME, dir_fd=dir_fd)
@@ -191,7 +194,7 @@ class RealDir:
     def open_list(self) -> int:
         """A descriptor that can be listed, fsynced or asked for flags (not O_PATH)."""
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-        if self.branch.index == 0 or self.branch.private:
+        if self.branch.index == 0 or self.branch.untouched:
             return os.open(b".", flags, dir_fd=self.at())
         try:
             return os.open(b".", flags | os.O_NOATIME, dir_fd=self.at())

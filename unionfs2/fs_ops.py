@@ -50,7 +50,8 @@ def answering(
     """Make a handler answer with an errno whatever happens; the only place that does."""
 
     async def handler(self: Door, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        cache = self.fs.stack.cache
+        stack = self.fs.stack
+        cache, changed = stack.cache, stack.changed
         if len(cache) > cache.limit:
             cache.trim()
         try:
@@ -67,6 +68,9 @@ def answering(
         except Exception:  # noqa: BLE001 - whatever it is, the mount must live on
             _log.exception("unexpected error in %s", method.__name__)
             raise pyfuse3.FUSEError(errno.EIO) from None
+        finally:
+            if changed:
+                self.tell(changed)
 
     functools.update_wrapper(handler, method)
     return handler
@@ -115,9 +119,11 @@ class Door(pyfuse3.Operations):
     def _dir(self, node_id: int) -> Dir:
         return self.fs.directory(node_id)
 
-    def _tell(self) -> None:
-        """Have the kernel forget attributes that copy-up changed behind its back."""
-        changed = self.fs.stack.changed
+    def tell(self, changed: list[Node]) -> None:
+        """Have the kernel forget attributes that changed behind its back, before it is answered.
+
+        What copy-up changed counts also when the operation failed afterwards.
+        """
         while changed:
             self._stale(changed.pop())
 
@@ -129,7 +135,7 @@ class Door(pyfuse3.Operations):
             except OSError as exc:
                 # ENOENT: the kernel does not have the inode any more.
                 if exc.errno not in (errno.ENOENT, errno.ENOTCONN):
-                    raise
+                    _log.warning("cannot refresh attributes of %r: %s", node.name, exc)
 
     async def _free(self, parent: Dir, name: bytes) -> None:
         """Wait for a copy-up of what *name* stands for."""
@@ -169,13 +175,11 @@ class Door(pyfuse3.Operations):
         self, parent: int, name: bytes, mode: int, rdev: int, ctx: Ctx
     ) -> pyfuse3.EntryAttributes:
         found = self.fs.mknod(self._dir(parent), name, mode, rdev, _caller(ctx))
-        self._tell()
         return self._counted(found)
 
     @answering
     async def mkdir(self, parent: int, name: bytes, mode: int, ctx: Ctx) -> pyfuse3.EntryAttributes:
         found = self.fs.mkdir(self._dir(parent), name, mode, _caller(ctx))
-        self._tell()
         return self._counted(found)
 
     @answering
@@ -183,7 +187,6 @@ class Door(pyfuse3.Operations):
         self, parent: int, name: bytes, target: bytes, ctx: Ctx
     ) -> pyfuse3.EntryAttributes:
         found = self.fs.symlink(self._dir(parent), name, target, _caller(ctx))
-        self._tell()
         return self._counted(found)
 
     @answering
@@ -193,7 +196,6 @@ class Door(pyfuse3.Operations):
         node, parent = self.fs.node(inode), self._dir(new_parent)
         await self._up(node)
         found = self.fs.link(node, parent, new_name)
-        self._tell()
         return self._counted(found)
 
     @answering
@@ -204,12 +206,10 @@ class Door(pyfuse3.Operations):
         if node.handles:
             # The kernel counts the link down by itself; a lower file keeps its count.
             self.fs.stack.changed.append(node)
-        self._tell()
 
     @answering
     async def rmdir(self, parent: int, name: bytes, ctx: Ctx) -> None:
         self.fs.rmdir(self._dir(parent), name)
-        self._tell()
 
     @answering
     async def rename(
@@ -231,10 +231,14 @@ class Door(pyfuse3.Operations):
         target = new.children.get(name_new)
         if flags & 2 and target is not None:
             await self._up(target)
-        self.fs.rename(old, name_old, new, name_new, flags)
+        try:
+            self.fs.rename(old, name_old, new, name_new, flags)
+        except OSError:
+            # A backing file system may have touched the directories all the same.
+            self.fs.stack.changed += (old, new)
+            raise
         if target is not None and target.handles:
             self.fs.stack.changed.append(target)
-        self._tell()
 
     @answering
     async def readlink(self, inode: int, ctx: Ctx) -> bytes:
@@ -268,8 +272,7 @@ class Door(pyfuse3.Operations):
         self.fs.check_setattr(node, new)
         await self._up(node, new.size)
         handle = self.fs.files.get(fh) if fh is not None else None
-        st = self.fs.setattr(node, new, handle)
-        self._tell()
+        st = self.fs.setattr(node, new, handle, _caller(ctx))
         return self._entry(node, st)
 
     @answering
@@ -313,7 +316,6 @@ class Door(pyfuse3.Operations):
         self.fs.check_setxattr(node, name)
         await self._up(node)
         self.fs.setxattr(node, name, value, 0, _caller(ctx))
-        self._tell()
 
     @answering
     async def removexattr(self, inode: int, name: bytes, ctx: Ctx) -> None:
@@ -322,8 +324,7 @@ class Door(pyfuse3.Operations):
             self.fs.check_setxattr(node, name)
             self.fs.getxattr(node, name)
             await self._up(node)
-        self.fs.removexattr(node, name)
-        self._tell()
+        self.fs.removexattr(node, name, _caller(ctx))
 
     # --- files -------------------------------------------------------------------------------
 
@@ -336,7 +337,6 @@ class Door(pyfuse3.Operations):
             await self._up(node, files.copy_limit(flags))
             caller = _caller(ctx)
         handle = self.fs.open_file(node, flags, caller)
-        self._tell()
         # A read that the page cache answers does not reach us; where it would have to change
         # the access time, the cache goes, and the read comes.
         keep = bool(flags & os.O_NOATIME) or not self.fs.atime_is_due(handle)
@@ -347,7 +347,6 @@ class Door(pyfuse3.Operations):
         self, parent: int, name: bytes, mode: int, flags: int, ctx: Ctx
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
         handle, st = self.fs.create(self._dir(parent), name, mode, flags, _caller(ctx))
-        self._tell()
         info = pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(handle.fd), keep_cache=True)
         return info, self._counted((handle.node, st))
 

@@ -21,14 +21,15 @@ from .stack import Stack, oserror
 _S_IFREG = stat.S_IFREG
 
 
-def hides(stack: Stack, directory: RealDir, entry: Entry) -> bool:
+def hides(stack: Stack, node: Dir, directory: RealDir, entry: Entry) -> bool:
     """Whether *entry* is a whiteout as far as listings see it.
 
-    The attribute form counts in directories marked ``opaque=x`` only (ovl_fill_merge()).
+    The attribute form counts in merged directories only, in layers marked ``opaque=x``
+    (ovl_fill_merge()).
     """
     if entry.kind == WHITEOUT:
         return True
-    if entry.kind != _S_IFREG or directory not in stack.xwhiteout_dirs:
+    if entry.kind != _S_IFREG or not node.merged or directory not in stack.xwhiteout_dirs:
         return False
     dir_fd = directory.at()
     st = sc.lstat_or_none(entry.name, dir_fd)
@@ -57,7 +58,7 @@ def _merged(stack: Stack, node: Dir) -> list[Entry]:
             index.add(names, position)
         for entry in names:
             if entry.name not in merged:
-                merged[entry.name] = None if hides(stack, directory, entry) else entry
+                merged[entry.name] = None if hides(stack, node, directory, entry) else entry
     if index is not None:
         node.index = index
     return [entry for entry in merged.values() if entry is not None]

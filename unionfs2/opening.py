@@ -95,13 +95,24 @@ def _open_lower(index: int, path: bytes, cache: FdCache, resources: ExitStack) -
     clone = _clone(fd)
     if clone >= 0:
         os.close(fd)
-        try:
-            mountcalls.mount_setattr(clone, _LOWER_SET, _ATIME_BITS)
-        except OSError:
-            pass  # reading then falls back to O_NOATIME
     branch = Branch(index, path, clone if clone >= 0 else fd, cache, private=clone >= 0)
+    branch.untouched = clone >= 0 and _make_read_only(clone)
     resources.callback(branch.close)
     return branch
+
+
+def _make_read_only(clone: int) -> bool:
+    """Reading through a read-only mount leaves access times alone; False where not allowed.
+
+    In a user namespace the atime flags are locked, but read-only may be added.
+    """
+    for wanted, cleared in ((_LOWER_SET, _ATIME_BITS), (mountcalls.MOUNT_ATTR_RDONLY, 0)):
+        try:
+            mountcalls.mount_setattr(clone, wanted, cleared)
+        except OSError:
+            continue
+        return True
+    return False
 
 
 def _open_root(role: str, path: bytes) -> int:

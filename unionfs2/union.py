@@ -168,13 +168,19 @@ class UnionFS:
     ) -> None:
         attrs.set_xattr(self.stack, node, key, value, flags, caller)
 
-    def removexattr(self, node: Node, key: bytes) -> None:
-        attrs.remove_xattr(self.stack, node, key)
+    def removexattr(self, node: Node, key: bytes, caller: Caller | None = None) -> None:
+        attrs.remove_xattr(self.stack, node, key, caller)
 
     # --- attributes --------------------------------------------------------------------------
 
-    def setattr(self, node: Node, new: SetAttr, handle: FileHandle | None = None) -> os.stat_result:
-        attrs.set_attributes(self.stack, node, new, handle)
+    def setattr(
+        self,
+        node: Node,
+        new: SetAttr,
+        handle: FileHandle | None = None,
+        caller: Caller | None = None,
+    ) -> os.stat_result:
+        attrs.set_attributes(self.stack, node, new, handle, caller)
         return self.stack.stat(node)
 
     def check_setattr(self, node: Node, new: SetAttr) -> None:
