@@ -106,5 +106,5 @@ def listed_although_hidden(stack: Stack, node: Dir, name: bytes) -> bool:
             continue
         if whiteout.is_device(st):
             return not node.merged and not node.whiteouts
-        return directory not in stack.xwhiteout_dirs
+        return not node.merged or directory not in stack.xwhiteout_dirs
     return False
