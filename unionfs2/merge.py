@@ -21,7 +21,7 @@ from .stack import Stack, oserror
 _S_IFREG = stat.S_IFREG
 
 
-def hides(stack: Stack, node: Dir, directory: RealDir, entry: Entry) -> bool:
+def hides(stack: Stack, directory: RealDir, entry: Entry, *, attribute_form: bool) -> bool:
     """Whether *entry* is a whiteout as far as listings see it.
 
     The attribute form counts in merged directories only, in layers marked ``opaque=x``
@@ -29,7 +29,7 @@ def hides(stack: Stack, node: Dir, directory: RealDir, entry: Entry) -> bool:
     """
     if entry.kind == WHITEOUT:
         return True
-    if entry.kind != _S_IFREG or not node.merged or directory not in stack.xwhiteout_dirs:
+    if entry.kind != _S_IFREG or not attribute_form or directory not in stack.xwhiteout_dirs:
         return False
     dir_fd = directory.at()
     st = sc.lstat_or_none(entry.name, dir_fd)
@@ -45,10 +45,10 @@ def listing(stack: Stack, node: Dir) -> list[Entry]:
     """
     if not node.merged and not node.whiteouts:
         return [_as_device(entry) for entry in read_names(node.top)]
-    return _merged(stack, node)
+    return _merged(stack, node, attribute_form=node.merged)
 
 
-def _merged(stack: Stack, node: Dir) -> list[Entry]:
+def _merged(stack: Stack, node: Dir, *, attribute_form: bool) -> list[Entry]:
     merged: dict[bytes, Entry | None] = {}
     layers = [node.upper, *node.lowers] if node.upper is not None else list(node.lowers)
     index = node.new_index()
@@ -58,7 +58,9 @@ def _merged(stack: Stack, node: Dir) -> list[Entry]:
             index.add(names, position)
         for entry in names:
             if entry.name not in merged:
-                merged[entry.name] = None if hides(stack, node, directory, entry) else entry
+                merged[entry.name] = (
+                    None if hides(stack, directory, entry, attribute_form=attribute_form) else entry
+                )
     if index is not None:
         node.index = index
     return [entry for entry in merged.values() if entry is not None]
@@ -71,9 +73,10 @@ def _as_device(entry: Entry) -> Entry:
 def whiteouts_of_empty(stack: Stack, node: Dir) -> list[bytes]:
     """Whiteouts in the upper directory of *node*; ENOTEMPTY if anything else is there.
 
-    Stray whiteouts count for nothing, although a listing may show them (ovl_check_empty_dir()).
+    Stray whiteouts count for nothing, although a listing may show them; those of the attribute
+    form count as files, although a listing hides them (both as ovl_check_empty_dir() does).
     """
-    if _merged(stack, node):
+    if _merged(stack, node, attribute_form=False):
         raise oserror(errno.ENOTEMPTY, node.name)
     if node.upper is None:
         return []
