@@ -19,8 +19,6 @@ from typing import NamedTuple
 
 from . import syscalls as sc
 
-_INITIAL_MAP_SIZE = 4294967295
-
 
 class FdCache:
     """Bounded set of open directory descriptors with second-chance eviction."""
@@ -200,18 +198,3 @@ class RealDir:
             return os.open(b".", flags | os.O_NOATIME, dir_fd=self.at())
         except PermissionError:
             return os.open(b".", flags, dir_fd=self.at())
-
-
-def has_initial_capability(number: int) -> bool:
-    """Whether this process holds capability *number* in the initial user namespace."""
-    try:
-        with open("/proc/self/uid_map", "rb") as uid_map:
-            fields = uid_map.read().split()
-        with open("/proc/self/status", "rb") as status:
-            effective = next(line for line in status if line.startswith(b"CapEff:"))
-    except (OSError, StopIteration):
-        return False
-    whole = len(fields) == 3 and fields[0] == b"0" and fields[1] == b"0"
-    if not whole or int(fields[2]) != _INITIAL_MAP_SIZE:
-        return False
-    return bool(int(effective.split()[1], 16) >> number & 1)

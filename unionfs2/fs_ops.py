@@ -356,7 +356,7 @@ class Door(pyfuse3.Operations):
     ) -> bytes | memoryview:
         handle = self.fs.file(fh)
         if size > _READ_MAX:
-            return await self._runner.thread(_read_whole, handle.fd, off, size)
+            return await self._runner.read(_read_whole, handle.fd, off, size)
         try:
             cached = read_cached(handle.fd, self._buffer, off, size)
         except OSError as exc:
@@ -367,7 +367,7 @@ class Door(pyfuse3.Operations):
             return cached
         if cached is not None and off + len(cached) >= os.fstat(handle.fd).st_size:
             return cached
-        return await self._runner.thread(_read_whole, handle.fd, off, size)
+        return await self._runner.read(_read_whole, handle.fd, off, size)
 
     @answering
     async def write(self, fh: int, off: int, buf: bytes) -> int:

@@ -31,11 +31,17 @@ class Runner:
     def __init__(self, fs: UnionFS) -> None:
         self._fs = fs
         self._copying: dict[Node, trio.Event] = {}
-        self._limiter = trio.CapacityLimiter(16)
+        # Apart, so that reads do not queue behind disks that are being written to.
+        self._readers = trio.CapacityLimiter(16)
+        self._writers = trio.CapacityLimiter(16)
 
     async def thread(self, work: Callable[..., T], *args: object) -> T:
-        """Run *work* in a worker thread."""
-        return await trio.to_thread.run_sync(work, *args, limiter=self._limiter)
+        """Run *work*, which writes or waits for a disk to be written, in a worker thread."""
+        return await trio.to_thread.run_sync(work, *args, limiter=self._writers)
+
+    async def read(self, work: Callable[..., T], *args: object) -> T:
+        """Run *work*, which reads, in a worker thread."""
+        return await trio.to_thread.run_sync(work, *args, limiter=self._readers)
 
     def is_copying(self, node: Node | None) -> bool:
         """Whether somebody has to wait for *node*; cheap, for the common case."""
