@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.test_architecture import LEVELS
 from unionfs2.cli import fuse
-from unionfs2.options import known_names
+from unionfs2.option_names import known_names
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 MANUALS = ROOT / "docs" / "man"
@@ -45,6 +46,16 @@ def test_the_manual_of_the_other_command_has_every_switch() -> None:
     text = _read("fuse-unionfs2.1.md")
     switches = re.findall(r"(?<![\w-])--?[a-zA-Z][a-z-]*", fuse.USAGE)
     assert [switch for switch in switches if switch not in text] == []
+
+
+def test_the_table_of_levels_is_the_one_that_is_checked() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d[ab]? [a-z ]+) \| ([a-z0-9_, ]+) \|", text, flags=re.MULTILINE)
+    written = {level: tuple(modules.split(", ")) for level, modules in rows}
+    assert written == {
+        level: tuple(module for module in modules if module != "__main__")
+        for level, modules in LEVELS.items()
+    }
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
