@@ -1,9 +1,10 @@
-"""latency: how long small requests take while a large file is being copied up.
+"""latency: how long small requests take while the server has long work to do.
 
-One process opens a large lower file for writing, which returns when it is copied up. Meanwhile this
-one asks for things elsewhere, a few milliseconds apart, and remembers the longest answer of each
-kind. The same is measured before, with nothing else going on. What is asked for was read from the
-layers before, so that an answer waits for the server and not for the disk.
+One process opens a large lower file for writing, which returns when it is copied up, or writes and
+fsyncs a large new file. Meanwhile this one asks for things elsewhere, a few milliseconds apart, and
+remembers the longest answer of each kind. The same is measured before, with nothing else going on.
+What is asked for was read from the layers before, so that an answer waits for the server and not
+for the disk.
 """
 
 from __future__ import annotations
@@ -28,6 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the arguments of this kind."""
     stress_rig.add_place_arguments(parser)
     parser.add_argument("--mib", type=int, default=2048, help="size of the file copied up")
+    parser.add_argument(
+        "--during",
+        choices=sorted(LONG_WORK),
+        default="copy-up",
+        help="the long work (default: %(default)s)",
+    )
     parser.add_argument("--every-ms", type=float, default=3.0, help="pause between requests")
     parser.add_argument("--limit-ms", type=float, default=LIMIT_MS, help="longest answer allowed")
 
@@ -39,17 +46,22 @@ def run(arguments: argparse.Namespace) -> int:
         _build(lower, arguments.mib)
 
     with stress_rig.open_place(arguments, build) as place:
-        print(f"latency on {place.name}: copy-up of {arguments.mib} MiB", flush=True)
+        print(f"latency on {place.name}: {arguments.during} of {arguments.mib} MiB", flush=True)
         os.sync()
         if place.layers is not None:
             _warm(place.layers.lower[0])
         probe = Probe(place.root / "pool", arguments.every_ms / 1000)
         idle = probe.during(_pause(1.0))
-        copy_seconds = time.monotonic()
-        child = _open_for_writing(place.root / "big")
-        busy = probe.during(lambda: os.waitpid(child, os.WNOHANG) == (0, 0))
-        copy_seconds = time.monotonic() - copy_seconds
-        return _report(arguments, place, idle, busy, copy_seconds)
+        started = time.monotonic()
+        child = Child(LONG_WORK[arguments.during], place.root, arguments.mib)
+        busy = probe.during(child.works)
+        print(f"{arguments.during} took {time.monotonic() - started:.2f} s")
+        problems = _report(arguments, idle, busy)
+        if child.status != 0:
+            problems.append(f"{arguments.during} failed")
+        if arguments.during == "copy-up":
+            problems += _copied(place)
+    return stress_rig.verdict("latency", problems)
 
 
 def _build(lower: Path, mib: int) -> None:
@@ -69,17 +81,47 @@ def _warm(lower: Path) -> None:
             os.lstat(Path(directory) / name)
 
 
-def _open_for_writing(path: Path) -> int:
-    """Copy `path` up in a child; its process id. Exit status 0: opened."""
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            os.close(os.open(path, os.O_WRONLY))
-            code = 0
-        finally:
-            os._exit(code)
-    return pid
+def _copy_up(root: Path, mib: int) -> None:
+    """Open the lower file for writing; `mib` is its size."""
+    del mib
+    os.close(os.open(root / "big", os.O_WRONLY))
+
+
+def _write_and_sync(root: Path, mib: int) -> None:
+    """Write a new file, and wait until it is on the disk."""
+    chunk = os.urandom(_CHUNK)
+    with (root / "new").open("wb", buffering=0) as new:
+        for _ in range(0, mib << 20, _CHUNK):
+            new.write(chunk)
+        os.fsync(new.fileno())
+
+
+LONG_WORK: dict[str, Callable[[Path, int], None]] = {
+    "copy-up": _copy_up,
+    "fsync": _write_and_sync,
+}
+
+
+class Child:
+    """Long work in a process of its own."""
+
+    def __init__(self, work: Callable[[Path, int], None], root: Path, mib: int) -> None:
+        self.status: int | None = None
+        self._pid = os.fork()
+        if self._pid == 0:
+            code = 1
+            try:
+                work(root, mib)
+                code = 0
+            finally:
+                os._exit(code)
+
+    def works(self) -> bool:
+        """Whether it is still at it; `status` is its exit status once it is not."""
+        pid, status = os.waitpid(self._pid, os.WNOHANG)
+        if pid:
+            self.status = os.waitstatus_to_exitcode(status)
+        return not pid
 
 
 def _pause(seconds: float) -> Callable[[], bool]:
@@ -132,18 +174,15 @@ class Probe:
 
 
 def _report(
-    arguments: argparse.Namespace,
-    place: stress_rig.Place,
-    idle: dict[str, list[float]],
-    busy: dict[str, list[float]],
-    copy_seconds: float,
-) -> int:
+    arguments: argparse.Namespace, idle: dict[str, list[float]], busy: dict[str, list[float]]
+) -> list[str]:
+    """Print the table; what was too slow."""
     table = stress_rig.Table(
         ["request", "when", "answers", "median ms", "99 % ms", "longest ms"], width=14
     )
     problems = []
     for kind, alone in idle.items():
-        for when, found in (("idle", alone), ("copying up", busy[kind])):
+        for when, found in (("idle", alone), (arguments.during, busy[kind])):
             if not found:
                 table.row(kind, when, 0, None, None, None)
                 continue
@@ -153,11 +192,16 @@ def _report(
             if when != "idle" and ordered[-1] > arguments.limit_ms:
                 problems.append(f"{kind}: {ordered[-1]:.1f} ms, limit {arguments.limit_ms}")
         if not busy[kind]:
-            problems.append(f"{kind}: not one answer while copying up; take a larger file")
-    print(f"copy-up took {copy_seconds:.2f} s")
-    copied = os.stat(place.root / "big").st_size
-    if place.layers is not None and place.name != "plain":
-        above = place.layers.upper / "big"
-        if not above.exists() or above.stat().st_size != copied:
-            problems.append("the file was not copied up")
-    return stress_rig.verdict("latency", problems)
+            problems.append(f"{kind}: not one answer meanwhile; take a larger file")
+    return problems
+
+
+def _copied(place: stress_rig.Place) -> list[str]:
+    """A copy-up that did not happen proves nothing."""
+    if place.layers is None or place.name == "plain":
+        return []
+    above = place.layers.upper / "big"
+    expected = os.stat(place.root / "big").st_size
+    if above.exists() and above.stat().st_size == expected:
+        return []
+    return ["the file was not copied up"]

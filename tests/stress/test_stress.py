@@ -17,7 +17,7 @@ SHORT = {
     "rounds": "--ops 300",
     "churn": "--count 2000 --samples 10",
     "walk": "--files 5000",
-    "latency": "--mib 128",
+    "latency": "--mib 256 --limit-ms 100",
 }
 
 
@@ -25,6 +25,21 @@ SHORT = {
 @pytest.mark.parametrize("kind", sorted(SHORT))
 def test_short_run_on_fuse(kind: str, tmp_path: Path) -> None:
     assert stress.main([kind, *SHORT[kind].split(), "--scratch", os.fspath(tmp_path)]) == 0
+
+
+@pytest.mark.needs("root", "fuse")
+def test_other_requests_are_answered_during_a_large_write_and_fsync(tmp_path: Path) -> None:
+    arguments = [
+        "--during",
+        "fsync",
+        "--mib",
+        "128",
+        "--limit-ms",
+        "100",
+        "--scratch",
+        os.fspath(tmp_path),
+    ]
+    assert stress.main(["latency", *arguments]) == 0
 
 
 @pytest.mark.needs("root", "overlay")
