@@ -157,6 +157,11 @@ def remounted(view: View, options: Sequence[str]) -> View:
     return found
 
 
+def without_identity(view: View) -> View:
+    """*view* without what tells that two names are one file."""
+    return {path: _without_identity(seen) for path, seen in view.items()}
+
+
 def _without_identity(seen: Seen) -> Seen:
     return seen._replace(look=seen.look._replace(lower_ino=0), first_name=b"")
 

@@ -14,6 +14,7 @@ from typing import Final
 
 from tests.differential import pieces
 from tests.differential.layers import LayerMaker
+from tests.differential.looks import Look
 from tests.differential.pieces import Dialect
 from tests.differential.script import Arg, Data, History, Layer, Op
 from tests.differential.worker import Answer
@@ -72,6 +73,7 @@ class RandomSource:
         self.open: dict[int, int] = {}
         self.slot_dirs: dict[int, bytes] = {}
         self.slot_kinds: dict[int, int] = {}
+        self.slot_modes: dict[int, int] = {}
         self.cwd: bytes | None = None
         # Some histories never list a directory: then `impure` has to be equal to the last mark.
         self.lists = rng.random() < 0.7
@@ -96,7 +98,7 @@ class RandomSource:
                 self._learn_success(op)
             for path, found in touched:
                 if path[:1] == b"@" and path[1:].isdigit() and not isinstance(found, int):
-                    self._learn_slot(op, int(path[1:]), found.kind)
+                    self._learn_slot(op, int(path[1:]), found)
                 if path[:1] in {b"@", b"."}:
                     continue
                 self._set(path, 0 if isinstance(found, int) else found.kind)
@@ -145,9 +147,10 @@ class RandomSource:
         elif op.name == "rename" and args[2] in {0, 1}:
             self._move(args[0], args[1])
 
-    def _learn_slot(self, op: Op, slot: int, kind: int) -> None:
-        self.slot_kinds[slot] = kind
-        if op.name == "open" and op.args[0] == slot and kind == stat.S_IFDIR:
+    def _learn_slot(self, op: Op, slot: int, found: Look) -> None:
+        self.slot_kinds[slot] = found.kind
+        self.slot_modes[slot] = found.mode
+        if op.name == "open" and op.args[0] == slot and found.kind == stat.S_IFDIR:
             path = op.args[1]
             if isinstance(path, bytes) and path[:1] not in {b"@", b"."}:
                 self.slot_dirs[slot] = path
@@ -295,7 +298,10 @@ class RandomSource:
         ]
         files = [slot for slot in fit if slot not in self.slot_dirs]
         if fit and self.rng.random() < 0.95:
-            return self.rng.choice(files or fit if wanted else fit)
+            if not wanted:
+                return self.rng.choice(fit)
+            if files:
+                return self.rng.choice(files)
         unused = [slot for slot in range(_SLOTS) if slot not in self.open]
         return self.rng.choice(unused or [_SLOTS])
 
@@ -437,7 +443,10 @@ class RandomSource:
             # Not through O_RDONLY: the kernel maps the lower file of a descriptor that is older
             # than the copy-up, whatever size the file has now (SIGBUS, or old data).
             return "mmap_read", self._slot(os.O_RDWR)
-        return "mmap_write", self._slot(os.O_RDWR), self._data(), self._offset()
+        slot = self._slot(os.O_RDWR)
+        if not self.dialect.devices and self.slot_modes.get(slot, 0) & 0o6000:
+            return "fsync", slot  # known difference "mmap-write-clears"
+        return "mmap_write", slot, self._data(), self._offset()
 
     def _copy(self) -> tuple[Arg, ...]:
         count = self._pick((10, 5000, 200_000))

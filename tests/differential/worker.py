@@ -277,10 +277,29 @@ class Worker:
         return digest(os.pread(self.fd(slot), count, offset))
 
     def call_write(self, slot: int, data: tuple[bytes, int]) -> int:
-        return os.write(self.fd(slot), data[0] * data[1])
+        done = os.write(self.fd(slot), data[0] * data[1])
+        self.drop_lone_setgid(slot)
+        return done
+
+    def drop_lone_setgid(self, slot: int) -> None:
+        """After a write by an ordinary caller: no set-group-id without group execute.
+
+        Known difference "setgid-on-write": the kernel clears it for a caller outside the group, a
+        FUSE server does not learn who writes. Both sides go on without it.
+        """
+        fd = self.fd(slot)
+        try:
+            mode = os.fstat(fd).st_mode
+            if self.caller != "root" and mode & stat.S_ISGID and not mode & stat.S_IXGRP:
+                self.become("root")
+                os.fchmod(fd, stat.S_IMODE(mode) & ~stat.S_ISGID)
+        except OSError:
+            pass  # unlinked: the mode cannot be changed, and nobody will see it
 
     def call_pwrite(self, slot: int, data: tuple[bytes, int], offset: int) -> int:
-        return os.pwrite(self.fd(slot), data[0] * data[1], offset)
+        done = os.pwrite(self.fd(slot), data[0] * data[1], offset)
+        self.drop_lone_setgid(slot)
+        return done
 
     def call_lseek(self, slot: int, offset: int, whence: int) -> int:
         return os.lseek(self.fd(slot), offset, whence)
@@ -361,7 +380,9 @@ class Worker:
         rawcalls.fallocate(self.fd(slot), mode, offset, length)
 
     def call_copy_range(self, src: int, dst: int, count: int, src_at: int, dst_at: int) -> int:
-        return os.copy_file_range(self.fd(src), self.fd(dst), count, src_at, dst_at)
+        done = os.copy_file_range(self.fd(src), self.fd(dst), count, src_at, dst_at)
+        self.drop_lone_setgid(dst)
+        return done
 
     def call_flock(self, slot: int, how: int) -> None:
         fcntl.flock(self.fd(slot), how | fcntl.LOCK_NB)
