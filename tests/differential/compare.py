@@ -220,13 +220,14 @@ def _suffix(key: bytes) -> bytes:
 
 
 def _has_origin_below(found: Upper, path: bytes) -> bool:
+    """Does the mark `impure` of a directory say anything? An empty origin gives no number."""
     prefix = path + b"/" if path else b""
     return any(
         isinstance(item, Stored)
         and child.startswith(prefix)
         and child != path
         and b"/" not in child[len(prefix) :]
-        and any(_suffix(key) == b"origin" for key, _value in item.xattrs)
+        and any(_suffix(key) == b"origin" and value for key, value in item.xattrs)
         for child, item in found.items()
     )
 
