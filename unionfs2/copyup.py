@@ -315,7 +315,8 @@ def directory(stack: Stack, node: Dir) -> RealDir:
 
 def _copy_chain(stack: Stack, node: Dir) -> None:
     if node.flags & nd.DEAD:
-        raise oserror(errno.ENOENT, node.name)
+        # A removed lower directory: the kernel stumbles over the whiteout in its place.
+        raise oserror(errno.ENOTDIR, node.name)
     _ = stack.w  # so the root is in the upper, and the walk ends there at the latest
     chain = []
     here: Dir | None = node

@@ -544,6 +544,15 @@ async def _unmount(unmount: Callable[[], None]) -> None:
     pyfuse3.terminate()
 
 
+def _is_news(record: logging.LogRecord) -> bool:
+    """Leave out pyfuse3's complaint about answers that nobody waits for any more.
+
+    So it is when an unmount or an interrupt overtakes a request (ENOENT from /dev/fuse).
+    """
+    gone = isinstance(record.args, tuple) and os.strerror(errno.ENOENT) in record.args
+    return not ("fuse_reply_* failed" in str(record.msg) and gone)
+
+
 def serve(
     fs: UnionFS,
     fuse_fd: int,
@@ -567,6 +576,7 @@ def serve(
     gc.set_threshold(2000, 10, 1_000_000_000)
     # A thread that copies data gives the interpreter back sooner than after the usual 5 ms.
     sys.setswitchinterval(0.001)
+    logging.getLogger("pyfuse3").addFilter(_is_news)
     options = {"default_permissions"}
     if debug:
         options.add("debug")
