@@ -245,13 +245,13 @@ class Creator:
         protect.check_remove(stack, parent, node)
         hide = node.low is not None or stack.lower_positive(parent, name)
         upper_fd = copyup.directory(stack, parent).at()
-        keep_object(stack, node, parent, name)
-        if node.low is not None:
-            stack.w.whiteouts.put(name, upper_fd)
-        elif hide:
-            self._replace_by_whiteout(name, upper_fd)
-        else:
-            sc.unlink(name, dir_fd=upper_fd)
+        with Keeping(stack, node, parent, name):
+            if node.low is not None:
+                stack.w.whiteouts.put(name, upper_fd)
+            elif hide:
+                self._replace_by_whiteout(name, upper_fd)
+            else:
+                sc.unlink(name, dir_fd=upper_fd)
         dropped(stack, node, parent, name)
         return node
 
@@ -278,18 +278,18 @@ class Creator:
         if hide or not node.pure_upper:
             marks = merge.whiteouts_of_empty(stack, node)
         upper_fd = copyup.directory(stack, parent).at()
-        keep_object(stack, node, parent, name)
-        if node.upper is None:
-            stack.w.whiteouts.put(name, upper_fd)
-        elif hide:
-            temp = self._replace_by_whiteout(name, upper_fd, sc.RENAME_EXCHANGE)
-            discard_directory(stack, temp, marks)
-        elif marks:
-            temp = stack.w.names.next()
-            sc.rename(name, upper_fd, temp, stack.w.work_fd)
-            discard_directory(stack, temp, marks)
-        else:
-            sc.rmdir(name, dir_fd=upper_fd)
+        with Keeping(stack, node, parent, name):
+            if node.upper is None:
+                stack.w.whiteouts.put(name, upper_fd)
+            elif hide:
+                temp = self._replace_by_whiteout(name, upper_fd, sc.RENAME_EXCHANGE)
+                discard_directory(stack, temp, marks)
+            elif marks:
+                temp = stack.w.names.next()
+                sc.rename(name, upper_fd, temp, stack.w.work_fd)
+                discard_directory(stack, temp, marks)
+            else:
+                sc.rmdir(name, dir_fd=upper_fd)
         dropped(stack, node, parent, name)
         node.flags |= nd.DEAD
         return node
@@ -327,18 +327,36 @@ def discard_directory(stack: Stack, temp: bytes, marks: list[bytes]) -> None:
     _remove_temp(stack, temp, is_dir=True)
 
 
-def keep_object(stack: Stack, node: Node, parent: Dir, name: bytes) -> None:
-    """Hold the object of *node*, whose last known name is about to go, for those who use it."""
-    if node.orphan >= 0 or node.aliases or node.parent is not parent or node.name != name:
+class Keeping:
+    """While the last known name of a node goes: hold its object for those who use it.
+
+    If the name stays, because of an error, the object is let go again: a node that has its place
+    is found there, also after a later copy-up.
+    """
+
+    __slots__ = ("_node",)
+
+    def __init__(self, stack: Stack, node: Node | None, parent: Dir, name: bytes) -> None:
+        self._node: Node | None = None
+        if node is None or node.orphan >= 0 or node.aliases:
+            return
+        if node.parent is not parent or node.name != name or not node.is_busy():
+            return
+        if isinstance(node, Dir):
+            node.orphan = os.dup(node.top.at())
+        else:
+            dir_fd, at_name = stack.place(node)
+            flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+            node.orphan = os.open(at_name, flags, dir_fd=dir_fd)
+        self._node = node
+
+    def __enter__(self) -> None:
         return
-    if not node.is_busy():
-        return
-    if isinstance(node, Dir):
-        node.orphan = os.dup(node.top.at())
-        return
-    dir_fd, at_name = stack.place(node)
-    flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-    node.orphan = os.open(at_name, flags, dir_fd=dir_fd)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and self._node is not None:
+            os.close(self._node.orphan)
+            self._node.orphan = -1
 
 
 def dropped(stack: Stack, node: Node, parent: Dir, name: bytes) -> None:

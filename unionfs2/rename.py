@@ -33,8 +33,8 @@ def rename(stack: Stack, old: Place, new: Place, flags: int) -> None:
     RENAME_WHITEOUT, EEXIST, ENOTEMPTY, ENOTDIR, EISDIR as renameat2(2).
     """
     source, target = check(stack, old, new, flags)
-    if source is target and not source.is_dir:
-        return  # two names of one file: nothing happens (rename(2))
+    if source is target:
+        return  # two names of one file, or one name twice: nothing happens (rename(2))
     if flags & sc.RENAME_EXCHANGE:
         assert target is not None
         _exchange(stack, old, new, source, target)
@@ -62,6 +62,8 @@ def _check_nodes(
         raise oserror(errno.ENOENT, new.name)
     if flags & sc.RENAME_NOREPLACE and target is not None:
         raise oserror(errno.EEXIST, new.name)
+    if source is target:
+        return
     protect.check_remove(stack, old.parent, source)
     if target is None:
         protect.check_add(stack, new.parent)
@@ -72,7 +74,7 @@ def _check_nodes(
     _check_loop(source, new.parent)
     if exchange and target is not None:
         _check_loop(target, old.parent)
-    if target is not None and target is not source and not exchange:
+    if target is not None and not exchange:
         if source.is_dir and not target.is_dir:
             raise oserror(errno.ENOTDIR, new.name)
         if target.is_dir and not source.is_dir:
@@ -111,12 +113,11 @@ def _move(stack: Stack, old: Place, new: Place, source: Node, target: Node | Non
     if new.parent is not old.parent and source.flags & nd.ORIGIN:
         stack.mark_impure(new.parent)
     _mark_opaque(stack, source, old, new.parent)
-    if target is not None:
-        namespace.keep_object(stack, target, new.parent, new.name)
     flags, clean = _flags(source, hide=hide, over_whiteout=over_whiteout)
     assert old.parent.upper is not None
     old_fd = old.parent.upper.at()
-    sc.rename(old.name, old_fd, new.name, new_fd, flags)
+    with namespace.Keeping(stack, target, new.parent, new.name):
+        sc.rename(old.name, old_fd, new.name, new_fd, flags)
     if clean:
         _unlink_quietly(old.name, old_fd)
     if target is not None:
@@ -163,7 +164,10 @@ def _mark_opaque(stack: Stack, node: Node, place: Place, into: Dir) -> None:
     assert place.parent.upper is not None
     try:
         sc.setxattr_at(place.name, place.parent.upper.at(), stack.dialect.opaque, ondisk.OPAQUE_YES)
-    except OSError:
+    except OSError as exc:
+        # An upper without attributes cannot have it moved (ovl_set_opaque_xerr()).
+        if exc.errno != errno.EOPNOTSUPP:
+            raise
         raise oserror(errno.EXDEV, place.name) from None
     node.flags |= nd.OPAQUE
 
@@ -186,11 +190,22 @@ def _clear(stack: Stack, node: Dir, marks: list[bytes]) -> None:
     assert node.upper is not None
     assert node.upper.parent is not None
     w = stack.w
-    upper_fd = node.upper.at()
-    st = os.stat(upper_fd)
     twin = w.names.next()
     sc.mkdir(twin, 0o700, dir_fd=w.work_fd)
-    fd = os.open(twin, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=w.work_fd)
+    try:
+        _make_twin(stack, node.upper.at(), twin)
+        sc.rename(twin, w.work_fd, node.upper.name, node.upper.parent.at(), sc.RENAME_EXCHANGE)
+    except OSError:
+        namespace.discard_directory(stack, twin, [])
+        raise
+    _is_twin(stack, node)
+    namespace.discard_directory(stack, twin, marks)
+
+
+def _make_twin(stack: Stack, upper_fd: int, twin: bytes) -> None:
+    st = os.stat(upper_fd)
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    fd = os.open(twin, flags, dir_fd=stack.w.work_fd)
     try:
         sc.fchown(fd, st.st_uid, st.st_gid)
         copyup.copy_xattrs(stack, sc.fd_path(upper_fd), sc.fd_path(fd), follow=True)
@@ -199,9 +214,19 @@ def _clear(stack: Stack, node: Dir, marks: list[bytes]) -> None:
         sc.futimes(fd, st.st_atime_ns, st.st_mtime_ns)
     finally:
         os.close(fd)
-    sc.rename(twin, w.work_fd, node.upper.name, node.upper.parent.at(), sc.RENAME_EXCHANGE)
+
+
+def _is_twin(stack: Stack, node: Dir) -> None:
+    """*node* is now an empty opaque directory of the upper, should it outlive the rename."""
+    assert node.upper is not None
+    assert stack.upper is not None
     node.upper.release()
-    namespace.discard_directory(stack, twin, marks)
+    node.lowers = ()
+    node.whiteouts = node.impure = False
+    node.index = None
+    node.flags = node.flags & ~nd.ORIGIN | nd.OPAQUE
+    node.ino = stack.ino_of(os.stat(node.upper.at()), stack.upper)
+    stack.changed.append(node)
 
 
 def _unlink_quietly(name: bytes, dir_fd: int) -> None:
