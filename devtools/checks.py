@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from devtools import reachable
+
 ROOT = Path(__file__).resolve().parent.parent
 
 # Read by tests/conftest.py, which repeats it in pytest's summary and fails the run.
@@ -14,9 +16,11 @@ LINT_FAILURES_VARIABLE = "UNIONFS2_LINT_FAILURES"
 def run_module(*command: str, variables: dict[str, str] | None = None) -> int:
     """Run ``python -m command`` from the root of the project; its exit status."""
     print("$", *command, flush=True)
-    environment = {**os.environ, **(variables or {})}
     return subprocess.run(
-        [sys.executable, "-m", *command], cwd=ROOT, env=environment, check=False
+        [*reachable.prefix(ROOT), sys.executable, "-m", *command],
+        cwd=ROOT,
+        env={**os.environ, **(variables or {})},
+        check=False,
     ).returncode
 
 
