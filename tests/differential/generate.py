@@ -188,8 +188,6 @@ class RandomSource:
             (8, lambda: ("mkdir", self._new(), self._mode_dir())),
             (2, self._mknod),
             (3, lambda: ("symlink", self._target(), self._new())),
-            (5, lambda: ("link", self._file(), self._new(), self._pick((0, 0, 0x400)))),
-            (1, lambda: ("link_fd", self._slot(), self._new())),
             (11, lambda: ("unlink", self._file())),
             (7, lambda: ("rmdir", self._empty_dir())),
             (1, lambda: ("rmtree", self._dir(shallow=False))),
@@ -211,6 +209,11 @@ class RandomSource:
             (1, lambda: ("umask", self._pick((0o022, 0o077, 0o000, 0o027, 0o777)))),
             (1, lambda: ("chdir", self._dir())),
         ]
+        if self.dialect.links:
+            rows += [
+                (5, lambda: ("link", self._file(), self._new(), self._pick((0, 0, 0x400)))),
+                (1, lambda: ("link_fd", self._slot(), self._new())),
+            ]
         if self.lists:
             rows += [
                 (8, lambda: ("readdir", self._dir())),

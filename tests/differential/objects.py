@@ -137,7 +137,6 @@ def _fingerprint(root: bytes, path: bytes, found: dict[bytes, Print]) -> None:
             st.st_gid,
             st.st_rdev,
             st.st_size,
-            st.st_blocks,
             st.st_atime_ns,
             st.st_mtime_ns,
             st.st_ctime_ns,

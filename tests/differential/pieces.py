@@ -58,10 +58,15 @@ class Dialect(NamedTuple):
     callers: tuple[str, ...] = ("root", "user", "other")
     devices: bool = True
     trusted: bool = True
+    links: bool = True
 
 
 TRUSTED: Final = Dialect()
-#: As root of a user namespace; devices and trusted attributes are not to be had there.
-USER_NAMESPACE: Final = Dialect(b"user.overlay.", ("userxattr",), devices=False, trusted=False)
+#: As root of a user namespace; devices and trusted attributes are not to be had there. No links:
+#: without an origin the kernel takes two names of a copied-up file for two files sooner or later
+#: (known difference "lost-identity").
+USER_NAMESPACE: Final = Dialect(
+    b"user.overlay.", ("userxattr",), devices=False, trusted=False, links=False
+)
 #: As real root with option userxattr.
 USERXATTR: Final = Dialect(b"user.overlay.", ("userxattr",))
