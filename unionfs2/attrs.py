@@ -66,17 +66,19 @@ def check_attributes(stack: Stack, node: Node, new: SetAttr) -> None:
 
 
 def _set_size(stack: Stack, node: Node, size: int, handle: FileHandle | None) -> None:
+    """ftruncate(2) through the caller's handle, truncate(2) without.
+
+    Only the first sets mtime on every file system when the size stays the same.
+    """
     if handle is not None and handle.writable:
         sc.ftruncate(handle.fd, size)
         return
-    for other in node.handles or ():
-        # A file that its owner may not open for writing any more can still be open.
-        if other.writable:
-            sc.ftruncate(other.fd, size)
-            return
-    fd = open_object(stack, node, os.O_WRONLY)
+    if node.orphan >= 0:
+        sc.truncate(sc.fd_path(node.orphan), size)
+        return
+    fd = open_object(stack, node, os.O_PATH)
     try:
-        sc.ftruncate(fd, size)
+        sc.truncate(sc.fd_path(fd), size)
     finally:
         os.close(fd)
 

@@ -385,8 +385,10 @@ def prepare(stack: Stack, node: Node, *, limit: int | None = None) -> CopyJob | 
         return None
     w = stack.w
     parent = node.parent
-    if parent is None or node.flags & nd.DEAD:
-        raise oserror(errno.EEXIST, node.name)
+    if parent is None:
+        was_in = node.last_parent
+        gone = was_in is not None and bool(was_in.flags & nd.DEAD)
+        raise oserror(errno.ENOENT if gone else errno.EEXIST, node.name)
     st = stack.stat(node)
     check_mapped(st, node.name)
     directory(stack, parent)

@@ -91,14 +91,21 @@ def _status_of(pid: int) -> dict[bytes, bytes]:
     return dict(line.split(b":", 1) for line in lines if b":" in line)
 
 
+def _is_initial(pid: int) -> bool:
+    """Whether *pid* lives in the initial user namespace; capable() of the kernel asks there."""
+    try:
+        with open(f"/proc/{pid}/uid_map", "rb") as uid_map:
+            return uid_map.read().split() == [b"0", b"0", b"4294967295"]
+    except OSError:
+        return False
+
+
 def _has_capability(caller: Caller, number: int) -> bool:
     fields = _status_of(caller.pid) if caller.pid else {}
     effective = fields.get(b"CapEff")
     if effective is None:
         return caller.uid == 0
-    if caller.uid != 0 and not int(effective, 16) >> number & 1:
-        return False
-    return bool(int(effective, 16) >> number & 1)
+    return bool(int(effective, 16) >> number & 1) and _is_initial(caller.pid)
 
 
 def keeps_suid(caller: Caller) -> bool:

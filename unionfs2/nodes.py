@@ -47,6 +47,7 @@ class Node:
         "id",
         "ino",
         "kind",
+        "last_parent",
         "link_key",
         "lookups",
         "low",
@@ -69,6 +70,7 @@ class Node:
         self.handles: list[FileHandle] | None = None
         self.aliases: dict[tuple[Dir, bytes], None] | None = None
         self.orphan = -1
+        self.last_parent: Dir | None = None  # where an unlinked node was
         self.link_key: tuple[int, int] | None = None
 
     @property
@@ -185,6 +187,7 @@ class NodeTable:
                 node.name = other_name
                 return True
             node.parent = None
+            node.last_parent = parent
             return False
         if node.aliases is not None:
             node.aliases.pop((parent, name), None)

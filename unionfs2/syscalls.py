@@ -267,6 +267,7 @@ chown = os.chown
 fchown = os.fchown
 fchmod = os.fchmod
 ftruncate = os.ftruncate
+truncate = os.truncate
 pwrite = os.pwrite
 fsync = os.fsync
 fdatasync = os.fdatasync
@@ -396,6 +397,7 @@ MUTATORS: Final = (
     "chmod",
     "chmod_fd",
     "ftruncate",
+    "truncate",
     "pwrite",
     "fsync",
     "fdatasync",
