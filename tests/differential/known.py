@@ -148,6 +148,12 @@ KNOWN: Final[tuple[Known, ...]] = (
         lambda _op, _kernel, _other: False,
     ),
     Known(
+        "suid-on-truncate-userns",
+        "root of a user namespace keeps set-user-id when it truncates on the kernel's overlay; our"
+        " server's own truncate clears it. The worker clears it on both sides, there only",
+        lambda _op, _kernel, _other: False,
+    ),
+    Known(
         "lost-identity",
         "with userxattr the kernel forgets which names are one file; renaming one onto the other"
         " may even be ESTALE",
@@ -185,6 +191,7 @@ AVOIDED: Final = (
     "change-unlinked-node",
     "mmap-write-clears",
     "directory-read",
+    "userxattr-whiteout-listing",
 )
 
 #: The one known difference that is about a field, not about a call.

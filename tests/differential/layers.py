@@ -81,7 +81,7 @@ class LayerMaker:
         roll = self.rng.random()
         if roll < 0.08:
             xattrs.append((self.dialect.prefix + b"opaque", b"y"))
-        elif roll < 0.12:
+        elif roll < 0.12 and self.dialect.marked_directories:
             xattrs.append((self.dialect.prefix + b"opaque", b"x"))
         elif roll < 0.14:
             xattrs.append((self.dialect.prefix + b"overlay.opaque", b"y"))

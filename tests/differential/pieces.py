@@ -59,6 +59,7 @@ class Dialect(NamedTuple):
     devices: bool = True
     trusted: bool = True
     links: bool = True
+    marked_directories: bool = True
 
 
 TRUSTED: Final = Dialect()
@@ -66,7 +67,12 @@ TRUSTED: Final = Dialect()
 #: without an origin the kernel takes two names of a copied-up file for two files sooner or later
 #: (known difference "lost-identity").
 USER_NAMESPACE: Final = Dialect(
-    b"user.overlay.", ("userxattr",), devices=False, trusted=False, links=False
+    b"user.overlay.",
+    ("userxattr",),
+    devices=False,
+    trusted=False,
+    links=False,
+    marked_directories=False,
 )
 #: As real root with option userxattr.
-USERXATTR: Final = Dialect(b"user.overlay.", ("userxattr",))
+USERXATTR: Final = Dialect(b"user.overlay.", ("userxattr",), marked_directories=False)
