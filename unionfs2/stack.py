@@ -284,7 +284,9 @@ class Stack:
         if kind == _S_IFCHR and st.st_rdev == 0:
             return None
         shared = st.st_nlink > 1
-        if shared:
+        if self.nodes.by_inode:
+            # Also with one link left: the name under which the object was known may be the one
+            # that went.
             node = self.nodes.by_inode.get((st.st_dev, st.st_ino))
             if node is not None:
                 self.nodes.attach(node, parent, name)
