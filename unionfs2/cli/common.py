@@ -14,7 +14,9 @@ from unionfs2.options import MountSpec, parse_options
 def guarded(program: str, command: Callable[[], int]) -> int:
     """Run *command*; an error becomes one line on standard error and an exit status."""
     try:
-        return command()
+        status = command()
+        sys.stdout.flush()  # here, and not when the interpreter ends, a closed pipe is no error
+        return status
     except BrokenPipeError:
         # Whoever read our output has seen enough; do not complain again while closing it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
