@@ -45,6 +45,21 @@ def _no_mount_left(request: pytest.FixtureRequest) -> Iterator[None]:
         pytest.fail(f"mounts left behind: {left}", pytrace=False)
 
 
+@pytest.fixture(autouse=True)
+def _process_as_found() -> Iterator[None]:
+    """Give back what serving a union changes for good in this process: umask and securebits.
+
+    A later test that becomes another user would keep root's capabilities otherwise.
+    """
+    umask = os.umask(0o022)
+    os.umask(umask)
+    securebits = probe.get_securebits()
+    yield
+    os.umask(umask)
+    if probe.get_securebits() != securebits:
+        probe.set_securebits(securebits)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Honour ``@pytest.mark.needs(...)``, before any fixture of the test is set up."""

@@ -28,6 +28,9 @@ from tests.support import fusedev
 
 REQUIRE_VARIABLE: Final = "UNIONFS2_REQUIRE"
 
+_PR_GET_SECUREBITS: Final = 27
+_PR_SET_SECUREBITS: Final = 28
+
 MS_NOSUID: Final = 2
 MS_NODEV: Final = 4
 MNT_DETACH: Final = 2
@@ -66,6 +69,16 @@ def sys_mount(source: str, target: str, fstype: str, flags: int = 0, data: str =
 def sys_umount(target: str | bytes, flags: int = 0) -> None:
     """umount2(2)."""
     _check(_libc.umount2(os.fsencode(target), flags), "umount")
+
+
+def get_securebits() -> int:
+    """How this thread's capabilities follow its ids (capabilities(7))."""
+    return int(_libc.prctl(_PR_GET_SECUREBITS, 0, 0, 0, 0))
+
+
+def set_securebits(bits: int) -> None:
+    """See get_securebits()."""
+    _check(_libc.prctl(_PR_SET_SECUREBITS, bits, 0, 0, 0), "prctl(PR_SET_SECUREBITS)")
 
 
 @contextlib.contextmanager

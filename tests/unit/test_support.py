@@ -26,6 +26,7 @@ from tests.support.tree import (
     snapshot,
 )
 from unionfs2 import syscalls
+from unionfs2.creds import Actor
 
 PLAIN: Tree = {
     "text": "hello",
@@ -152,3 +153,13 @@ def test_an_ordinary_user_gets_a_fuse_device_of_its_own() -> None:
     assert done.stdout == "1234\n"
     after = os.stat("/dev/fuse")
     assert (before.st_mode, before.st_ino) == (after.st_mode, after.st_ino)
+
+
+@pytest.mark.needs("root")
+@pytest.mark.parametrize("turn", ["first", "second"])
+def test_no_test_inherits_what_a_union_did_to_the_process(turn: str) -> None:
+    assert probe.get_securebits() == 0
+    umask = os.umask(0)
+    assert umask != 0, turn
+    Actor()
+    assert probe.get_securebits() != 0
