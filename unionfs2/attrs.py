@@ -41,8 +41,6 @@ def set_attributes(
     copyup.whole(stack, node, limit=new.size)
     if new.size is not None:
         _set_size(stack, node, new.size, handle)
-        if caller is not None and new.mode is None:
-            _drop_lone_sgid(stack, node, caller)
     path, follow = stack.object_path(node)
     if new.uid is not None or new.gid is not None:
         uid = -1 if new.uid is None else new.uid
@@ -50,6 +48,8 @@ def set_attributes(
         sc.chown(path, uid, gid, follow_symlinks=follow)
     if new.mode is not None:
         change_mode(stack, node, stat.S_IMODE(new.mode))
+    if new.size is not None and caller is not None:
+        _drop_lone_sgid(stack, node, caller)
     if new.atime_ns is not None or new.mtime_ns is not None:
         _set_times(stack, node, new.atime_ns, new.mtime_ns)
 
@@ -208,5 +208,5 @@ def _drop_sgid(stack: Stack, node: Node, caller: Caller) -> None:
     st = stack.stat(node)
     if not st.st_mode & stat.S_ISGID or st.st_gid in creds.groups_of(caller):
         return
-    if not creds.keeps_suid(caller):
+    if not creds.keeps_sgid(caller):
         change_mode(stack, node, stat.S_IMODE(st.st_mode) & ~stat.S_ISGID)

@@ -101,21 +101,30 @@ def _is_initial(pid: int) -> bool:
 
 
 def _has_capability(caller: Caller, number: int) -> bool:
+    """In the caller's own user namespace."""
     fields = _status_of(caller.pid) if caller.pid else {}
     effective = fields.get(b"CapEff")
     if effective is None:
         return caller.uid == 0
-    return bool(int(effective, 16) >> number & 1) and _is_initial(caller.pid)
+    return bool(int(effective, 16) >> number & 1)
 
 
 def keeps_suid(caller: Caller) -> bool:
-    """CAP_FSETID: writing leaves suid and sgid alone. Costs a read of /proc; for rare paths."""
+    """CAP_FSETID towards the whole machine: writing leaves suid alone (should_remove_suid()).
+
+    Costs reads of /proc; for rare paths.
+    """
+    return _has_capability(caller, _CAP_FSETID) and (not caller.pid or _is_initial(caller.pid))
+
+
+def keeps_sgid(caller: Caller) -> bool:
+    """CAP_FSETID in the caller's namespace: sgid stays (in_group_or_capable())."""
     return _has_capability(caller, _CAP_FSETID)
 
 
 def sees_trusted(caller: Caller) -> bool:
-    """CAP_SYS_ADMIN: trusted.* attributes are listed."""
-    return _has_capability(caller, _CAP_SYS_ADMIN)
+    """CAP_SYS_ADMIN towards the whole machine: trusted.* attributes are listed."""
+    return _has_capability(caller, _CAP_SYS_ADMIN) and (not caller.pid or _is_initial(caller.pid))
 
 
 def groups_of(caller: Caller) -> frozenset[int]:

@@ -74,13 +74,19 @@ def _drop_privileges_on_truncate(stack: Stack, node: Node, caller: Caller) -> No
     (should_remove_suid(), setattr_should_drop_sgid() in fs).
     """
     st = stack.stat(node)
-    drop = st.st_mode & stat.S_ISUID
-    if st.st_mode & stat.S_ISGID and (
-        st.st_mode & stat.S_IXGRP or st.st_gid not in creds.groups_of(caller)
-    ):
+    drop = 0
+    if st.st_mode & stat.S_ISUID and not creds.keeps_suid(caller):
+        drop |= stat.S_ISUID
+    if st.st_mode & stat.S_ISGID and _loses_sgid(st, caller):
         drop |= stat.S_ISGID
-    if drop and not creds.keeps_suid(caller):
+    if drop:
         attrs.change_mode(stack, node, stat.S_IMODE(st.st_mode) & ~drop)
+
+
+def _loses_sgid(st: os.stat_result, caller: Caller) -> bool:
+    if st.st_mode & stat.S_IXGRP:
+        return not creds.keeps_suid(caller)
+    return st.st_gid not in creds.groups_of(caller) and not creds.keeps_sgid(caller)
 
 
 def adopt(node: Node, fd: int, flags: int) -> FileHandle:

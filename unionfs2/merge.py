@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import stat
 
+from . import nodes as nd
 from . import syscalls as sc
 from . import whiteout
 from .branch import RealDir

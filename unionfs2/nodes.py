@@ -218,9 +218,11 @@ class NodeTable:
     def reap(self, node: Node) -> None:
         """Drop *node* if nobody counts on it, then its ancestors for which the same holds."""
         current: Node | None = node
-        while current is not None and not current.is_busy() and current.id != ROOT_ID:
-            parent = current.parent
+        while current is not None and current.id > ROOT_ID and not current.is_busy():
+            parent, aliases = current.parent, current.aliases
             self._remove(current)
+            for other, _ in aliases or ():
+                self.reap(other)
             current = parent
 
     def _remove(self, node: Node) -> None:

@@ -213,6 +213,8 @@ class Stack:
             raise oserror(errno.ENAMETOOLONG, name)
         upper = parent.upper
         if upper is not None:
+            if parent.flags & nd.DEAD:
+                return None  # another directory may have its name by now
             st = sc.lstat_or_none(name, upper.at())
             if st is not None:
                 if st.st_mode & _S_IFMT == _S_IFDIR:
