@@ -44,6 +44,8 @@ def listing(stack: Stack, node: Dir) -> list[Entry]:
 
     Inode numbers are those of the real objects; whoever needs st_ino looks the name up.
     """
+    if node.flags & nd.DEAD:
+        return []  # another directory may have its name by now
     if not node.merged and not node.whiteouts:
         return [_as_device(entry) for entry in read_names(node.top)]
     return _merged(stack, node, attribute_form=node.merged)
