@@ -199,7 +199,10 @@ def main(argv: list[str]) -> int:
     on = _usable(targets.all_targets(arguments.options), arguments.target)
     scratch = Path(tempfile.mkdtemp(prefix="unionfs2-bench-", dir=arguments.scratch))
     try:
-        with (arguments.output or scratch / "results").open("a", encoding="utf-8") as out:
+        with (
+            targets.cleaning_up_when_told_to_end(),
+            (arguments.output or scratch / "results").open("a", encoding="utf-8") as out,
+        ):
             records = run(chosen, on, repeat, scratch, out)
     finally:
         shutil.rmtree(scratch)

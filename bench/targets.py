@@ -7,6 +7,7 @@ left, neither the mount nor its server process.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import io
 import os
@@ -15,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -253,6 +254,21 @@ def _end(pidfd: int, connection: int, what: str) -> None:
             if not copied:
                 raise RuntimeError(f"{what} outlived its mount and was killed")
             return
+
+
+@contextlib.contextmanager
+def cleaning_up_when_told_to_end() -> Iterator[None]:
+    """Within, SIGTERM and SIGHUP end the program as Ctrl-C does: through every clean-up."""
+
+    def leave(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def clear_away(merged: Path) -> None:

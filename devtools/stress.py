@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
+from bench import targets
 from devtools import stress_churn, stress_fsx, stress_latency, stress_mixed, stress_walk
 
 
@@ -47,7 +48,8 @@ def main(argv: list[str]) -> int:
     for name, kind in KINDS.items():
         kind.add_arguments(kinds.add_parser(name, help=kind.help, description=kind.help))
     arguments = parser.parse_args(argv)
-    return KINDS[arguments.kind].run(arguments)
+    with targets.cleaning_up_when_told_to_end():
+        return KINDS[arguments.kind].run(arguments)
 
 
 if __name__ == "__main__":

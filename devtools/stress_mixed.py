@@ -248,6 +248,7 @@ class Group:
             pid = os.fork()
             if pid == 0:
                 os.close(read_end)
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
                 _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
                 self._child(number, write_end, Worker(root, seed), seconds, operations)
             os.close(write_end)
@@ -294,6 +295,13 @@ class Group:
 
     def finished(self) -> bool:
         return not any(_alive(pid) for pid in self.pids)
+
+    def end(self) -> None:
+        """End the workers at once; for a run that is given up."""
+        for pid in self.pids:
+            if _alive(pid):
+                os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
 
     def collect(self) -> Outcome:
         """Wait for all and add up what they tell."""
@@ -358,7 +366,11 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"mixed on {place.name}: {arguments.processes} processes, seed {seed}", flush=True)
         first = place.sample()
         group = Group(place.root, seeds, seconds=arguments.minutes * 60, operations=0)
-        problems, fds = _watch(place, group)
+        try:
+            problems, fds = _watch(place, group)
+        except BaseException:
+            group.end()
+            raise
         outcome = group.collect()
         problems += outcome.problems
         _print_outcome(outcome, derive=arguments.derive)
@@ -539,13 +551,17 @@ def _one_round(place: stress_rig.Place, seeds: list[int], operations: int) -> li
     work.mkdir()
     build_lower(work)
     group = Group(work, seeds, seconds=0, operations=operations)
-    while not group.finished():
-        time.sleep(0.05)
-        hanging = group.hanging()
-        if hanging:
-            problems = [_end_hang(place, group, hanging)]
-            group.collect()
-            return problems
+    try:
+        while not group.finished():
+            time.sleep(0.05)
+            hanging = group.hanging()
+            if hanging:
+                problems = [_end_hang(place, group, hanging)]
+                group.collect()
+                return problems
+    except BaseException:
+        group.end()
+        raise
     problems = group.collect().problems
     _remove(work)
     return problems

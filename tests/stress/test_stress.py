@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -93,6 +96,19 @@ def test_mixed_reports_a_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     started = time.monotonic()
     assert stress.main(["mixed", *arguments]) == 1
     assert time.monotonic() - started < 30
+
+
+@pytest.mark.needs("root", "overlay")
+def test_run_that_is_told_to_end_leaves_no_mount(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "devtools.stress", "mixed", "--target", "kernel"]
+    with subprocess.Popen(
+        [*command, "--scratch", os.fspath(tmp_path)], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert "mixed on kernel" in process.stdout.readline()
+        process.terminate()
+        assert process.wait(timeout=60) == 128 + signal.SIGTERM
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.needs("root", "overlay")
