@@ -23,6 +23,7 @@ _ACLS = (ondisk.ACL_ACCESS, ondisk.ACL_DEFAULT)
 # Attributes that a file without any listed attribute cannot have; label modules may answer for
 # others without listing them.
 _LISTED = (ondisk.CAPABILITY, *_ACLS)
+_NOTHING_THERE = nd.NO_XATTRS | nd.NO_CAPABILITY
 
 
 def set_attributes(
@@ -127,9 +128,16 @@ def _set_times(stack: Stack, node: Node, atime_ns: int | None, mtime_ns: int | N
 # --- extended attributes ------------------------------------------------------------------------
 
 
+def _is_known_absent(node: Node, key: bytes) -> bool:
+    """Spares the call that the kernel makes before every write, for ``security.capability``."""
+    if node.flags & nd.NO_XATTRS:
+        return key in _LISTED
+    return key == ondisk.CAPABILITY
+
+
 def get_xattr(stack: Stack, node: Node, key: bytes) -> bytes:
     """Value of *key* in the merged view; ENODATA for our own marks, EINVAL for the bare prefix."""
-    if node.flags & nd.NO_XATTRS and key in _LISTED:
+    if node.flags & _NOTHING_THERE and _is_known_absent(node, key):
         raise oserror(errno.ENODATA)
     disk_key = stack.dialect.to_disk(key)
     path, follow = stack.object_path(node)
@@ -169,7 +177,7 @@ def set_xattr(
     """Set *key*; copy-up first. *flags*: XATTR_CREATE or XATTR_REPLACE."""
     disk_key = check_xattr(stack, node, key)
     copyup.whole(stack, node)
-    node.flags &= ~nd.NO_XATTRS
+    node.flags &= ~_NOTHING_THERE
     path, follow = stack.object_path(node)
     sc.setxattr(path, disk_key, value, flags, follow_symlinks=follow)
     if key == ondisk.ACL_ACCESS and caller is not None:

@@ -23,6 +23,7 @@ import pyfuse3
 import trio
 
 from . import creds, files
+from . import syscalls as sc
 from .errors import UnionFSError
 from .fuse_attr import AttrWriter
 from .handles import DirHandle
@@ -367,6 +368,8 @@ class Door(pyfuse3.Operations):
             return cached
         if cached is not None and off + len(cached) >= os.fstat(handle.fd).st_size:
             return cached
+        if self._runner.may_wait(size):
+            return _read_whole(handle.fd, off, size)
         return await self._runner.read(_read_whole, handle.fd, off, size)
 
     @answering
@@ -377,7 +380,8 @@ class Door(pyfuse3.Operations):
         return self.fs.write(handle, off, buf)
 
     async def flush(self, fh: int) -> None:
-        """Nothing is held back, so there is nothing to flush."""
+        """Nothing is held back, so there is nothing to flush; the kernel asks just once."""
+        raise pyfuse3.FUSEError(errno.ENOSYS)
 
     @answering
     async def fsync(self, fh: int, datasync: bool) -> None:
@@ -573,6 +577,7 @@ def serve(
     # Nodes live long and free each other by reference count: scanning a million of them for
     # cycles would stop the mount for half a second at a time.
     gc.freeze()
+    sc.settle_malloc()
     gc.set_threshold(2000, 10, 1_000_000_000)
     # A thread that copies data gives the interpreter back sooner than after the usual 5 ms.
     sys.setswitchinterval(0.001)

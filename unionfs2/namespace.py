@@ -121,7 +121,7 @@ class Creator:
         if stat.S_ISDIR(st.st_mode):
             node: Node = Dir(ino, parent.upper.child(name), (), whiteouts=False)
         else:
-            node = Node(stat.S_IFMT(st.st_mode), ino, None)
+            node = Node(stat.S_IFMT(st.st_mode), ino, None, nd.NO_CAPABILITY)
         node.flags |= nd.PROTECTION_KNOWN
         return node
 

@@ -30,6 +30,7 @@ IMMUTABLE = 0x08  # shown immutable: immutable lower object, or "i" in protattr
 APPEND_ONLY = 0x10  # likewise append-only
 PROTECTION_KNOWN = 0x20  # the two bits above were looked up
 DEAD = 0x40  # removed; no new entries
+NO_CAPABILITY = 0x100  # made here, and nobody has given it a capability since
 OPAQUE = 0x80  # directory known to carry the opaque mark
 
 

@@ -21,6 +21,8 @@ T = TypeVar("T")
 
 # Copies up to this size without fsync are cheaper inline than a thread switch.
 _INLINE_COPY = 64 << 10
+# Reads up to this size may wait for an idle disk inline.
+_INLINE_READ = 128 << 10
 # Writes from this size on overlap with other requests in a thread.
 _THREAD_WRITE = 256 << 10
 
@@ -42,6 +44,14 @@ class Runner:
     async def read(self, work: Callable[..., T], *args: object) -> T:
         """Run *work*, which reads, in a worker thread."""
         return await trio.to_thread.run_sync(work, *args, limiter=self._readers)
+
+    def may_wait(self, size: int) -> bool:
+        """Whether a read may wait for the disk right here.
+
+        A small one does, when no disk is being written to: one access takes about as long as
+        handing it to a thread and back, and a large file is read ahead anyway.
+        """
+        return size <= _INLINE_READ and not self._copying and not self._writers.borrowed_tokens
 
     def is_copying(self, node: Node | None) -> bool:
         """Whether somebody has to wait for *node*; cheap, for the common case."""

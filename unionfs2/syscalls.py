@@ -416,6 +416,27 @@ MUTATORS: Final = (
 )
 
 
+# --- memory ---------------------------------------------------------------------------------------
+
+_M_TRIM_THRESHOLD: Final = -1
+_M_MMAP_THRESHOLD: Final = -3
+_M_ARENA_MAX: Final = -8
+
+
+def settle_malloc() -> None:
+    """Keep the C heap of a long-lived server from growing by fragments (mallopt(3)).
+
+    Request buffers of up to 1 MiB come and go in several threads; with an arena for each and
+    thresholds that follow the sizes seen, glibc holds on to more with every hour. Other C
+    libraries have no such call and need none.
+    """
+    mallopt = getattr(_libc, "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_ARENA_MAX, 1)
+        mallopt(_M_MMAP_THRESHOLD, 4 << 20)
+        mallopt(_M_TRIM_THRESHOLD, 8 << 20)
+
+
 # --- identity of the calling thread -------------------------------------------------------------
 
 _setfsuid = _libc.setfsuid
