@@ -27,7 +27,7 @@ LEVELS: Final[dict[str, tuple[str, ...]]] = {
         "1 system calls": "syscalls mountcalls privilege",
         "2 what is on disk": "branch whiteout origin acl names handles nodes stack merge workdir",
         "3 union logic": ("protect creds copyup attrs files namespace rename opening union"),
-        "4a transports": "fuse_attr runner fs_ops",
+        "4a transports": "fuse_attr eager runner fs_ops",
         "5 mounters": (
             "logs layercheck locks mounter mounts attach fuse_mount native_overlay backends"
         ),
@@ -242,7 +242,7 @@ INJECTED = {
     "trio in the core": (
         "copyup.py",
         "from trio import to_thread\n",
-        "copyup.py:1: copyup imports trio, which belongs to fs_ops, fuse_attr, runner",
+        "copyup.py:1: copyup imports trio, which belongs to eager, fs_ops, fuse_attr, runner",
     ),
     "ctypes for system calls elsewhere": (
         "cli/mount.py",

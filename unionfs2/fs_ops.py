@@ -22,7 +22,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import pyfuse3
 import trio
 
-from . import creds, files
+from . import creds, eager, files
 from . import syscalls as sc
 from .errors import UnionFSError
 from .fuse_attr import AttrWriter
@@ -101,6 +101,10 @@ class Door(pyfuse3.Operations):
     def init(self) -> None:
         """The kernel and we have agreed on the protocol; requests can come."""
         self._ready()
+
+    def is_busy(self) -> bool:
+        """Whether threads work for this mount."""
+        return self._runner.is_busy()
 
     # --- helpers -----------------------------------------------------------------------------
 
@@ -586,6 +590,7 @@ def serve(
     if debug:
         options.add("debug")
     pyfuse3.init(door, f"/dev/fd/{fuse_fd}", options)
+    pyfuse3.trio = eager.trio_for(fuse_fd, door.is_busy)  # type: ignore[attr-defined]
     _log.debug("serving %s", mountpoint)
     try:
         trio.run(_serve, mountpoint, unmount)

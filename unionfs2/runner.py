@@ -45,6 +45,10 @@ class Runner:
         """Run *work*, which reads, in a worker thread."""
         return await trio.to_thread.run_sync(work, *args, limiter=self._readers)
 
+    def is_busy(self) -> bool:
+        """Whether any thread works."""
+        return bool(self._readers.borrowed_tokens or self._writers.borrowed_tokens)
+
     def may_wait(self, size: int) -> bool:
         """Whether a read may wait for the disk right here.
 
