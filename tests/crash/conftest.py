@@ -2,41 +2,24 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import tempfile
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 
 import pytest
 
 from tests.support import probe
+from tests.support.unions import memory_directory
 from tests.support.unions import unions as unions
-
-_MEMORY = "/dev/shm"
-
-
-@cache
-def _memory_reason() -> str:
-    """Why a union cannot live in memory; empty when it can."""
-    keys = ["user.probe", "trusted.probe"] if probe.has_trusted_xattr() else ["user.probe"]
-    try:
-        with tempfile.TemporaryDirectory(dir=_MEMORY) as name:
-            for key in keys:
-                os.setxattr(name, key, b"probe")
-            os.close(os.open(name, os.O_TMPFILE | os.O_RDWR))
-    except OSError as exc:
-        return errno.errorcode.get(exc.errno or 0, "?")
-    return ""
 
 
 @pytest.fixture
 def home(request: pytest.FixtureRequest) -> Iterator[Path]:
-    if _memory_reason():
+    memory = memory_directory()
+    if memory is None:
         yield request.getfixturevalue("tmp_path")
         return
-    with tempfile.TemporaryDirectory(prefix="unionfs2-crash-", dir=_MEMORY) as name:
+    with tempfile.TemporaryDirectory(prefix="unionfs2-crash-", dir=memory) as name:
         yield Path(name)
 
 

@@ -7,16 +7,16 @@ Tests ask for the fixture ``unions`` and build what they need::
         u.sh.unlink("file")
         assert u.on_disk("file").kind == "whiteout"
 
-Whatever a test does to the fs, everything is closed at its end, and what the core changes about
-the process (umask, securebits) is put back, for the sake of tests that start other programs.
+Whatever a test does to the fs, everything is closed at its end.
 """
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import os
+import stat
+import tempfile
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 
@@ -28,10 +28,8 @@ from tests.support.tree import Entry, Tree, build, snapshot
 from unionfs2.options import MountSpec
 from unionfs2.union import UnionFS
 
-_PR_GET_SECUREBITS: Final = 27
-_PR_SET_SECUREBITS: Final = 28
+_MEMORY: Final = "/dev/shm"
 _Test = TypeVar("_Test", bound=Callable[..., None])
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Union:
@@ -139,21 +137,19 @@ class Unions(Protocol):
     def __call__(self, *lowers: Tree, upper: Tree | None = ..., **options: Any) -> Union: ...
 
 
-def _securebits() -> int:
-    return int(_libc.prctl(_PR_GET_SECUREBITS, 0, 0, 0, 0))
-
-
-@contextlib.contextmanager
-def kept_process_state() -> Iterator[None]:
-    """Put back the umask and the securebits, which a core changes for good."""
-    umask = os.umask(0o022)
-    bits = _securebits()
+@cache
+def memory_directory() -> str | None:
+    """A directory in memory that can hold a whole union, for tests that make thousands."""
+    keys = ["user.probe", "trusted.probe"] if probe.has_trusted_xattr() else ["user.probe"]
     try:
-        yield
-    finally:
-        os.umask(umask)
-        if _securebits() != bits:
-            _libc.prctl(_PR_SET_SECUREBITS, bits, 0, 0, 0)
+        with tempfile.TemporaryDirectory(dir=_MEMORY) as name:
+            for key in keys:
+                os.setxattr(name, key, b"probe")
+            os.close(os.open(name, os.O_TMPFILE | os.O_RDWR))
+            os.mknod(os.path.join(name, "whiteout"), stat.S_IFCHR)
+    except OSError:
+        return None
+    return _MEMORY
 
 
 @pytest.fixture(params=["trusted", "user"])
@@ -187,10 +183,9 @@ def unions(home: Path, userxattr: bool) -> Iterator[Unions]:
         made.append(union)
         return union
 
-    with kept_process_state():
-        yield make
-        for union in made:
-            union.close()
+    yield make
+    for union in made:
+        union.close()
 
 
 def trusted_only(test: _Test) -> _Test:
