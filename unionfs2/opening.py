@@ -140,7 +140,11 @@ def _open_upper(
     assert spec.upper is not None
     assert spec.work is not None
     upper_fd = _open_root("upper", spec.upper)
-    base_fd = _open_root("work", spec.work)
+    try:
+        base_fd = _open_root("work", spec.work)
+    except LayerError:
+        os.close(upper_fd)
+        raise
     private = False
     pair = _clone_pair(upper_fd, base_fd, _ATIME_OF[spec.atime])
     if pair is not None:
