@@ -71,9 +71,9 @@ def _check_nodes(
         protect.check_remove(stack, new.parent, target)
     if new.parent.flags & nd.DEAD:
         raise oserror(errno.ENOENT, new.name)
-    _check_loop(source, new.parent)
-    if exchange and target is not None:
-        _check_loop(target, old.parent)
+    _check_loop(source, new.parent, errno.EINVAL)
+    if target is not None:
+        _check_loop(target, old.parent, errno.EINVAL if exchange else errno.ENOTEMPTY)
     if target is not None and not exchange:
         if source.is_dir and not target.is_dir:
             raise oserror(errno.ENOTDIR, new.name)
@@ -84,11 +84,11 @@ def _check_nodes(
         _check_movable(target)
 
 
-def _check_loop(moving: Node, into: Dir) -> None:
+def _check_loop(moving: Node, into: Dir, number: int) -> None:
     here: Dir | None = into
     while here is not None:
         if here is moving:
-            raise oserror(errno.EINVAL, moving.name)
+            raise oserror(number, moving.name)
         here = here.parent
 
 

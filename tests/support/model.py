@@ -252,6 +252,8 @@ class ModelUnion:
             raise fail(errno.EEXIST)
         if old == new or self._same_file(old, new):
             return
+        if old[: len(new)] == new:
+            raise fail(errno.ENOTEMPTY)
         if isinstance(source, MFile):
             self._move_file(old, new)
         else:
@@ -277,9 +279,6 @@ class ModelUnion:
         if self.exists(new):
             if isinstance(self.stack_at(new), MFile):
                 raise fail(errno.ENOTDIR)
-            if old[: len(new)] == new:
-                # Of two reasons, the first: what lies below may not move, or new is not empty.
-                raise fail(errno.ENOTEMPTY if self._is_pure_upper(old) else errno.EXDEV)
         if not self._is_pure_upper(old):
             raise fail(errno.EXDEV)
         occupied = self.exists(new) and self._has_stray_marks(new)
