@@ -101,6 +101,7 @@ class Branch:
         "root",
         "root_fd",
         "untouched",
+        "xwhiteouts",
     )
 
     def __init__(
@@ -113,6 +114,9 @@ class Branch:
         self.private = private
         # Whether reading changes no access time, because the clone is read-only.
         self.untouched = False
+        # Whether a directory marked opaque=x was met in here; listings then look for the
+        # attribute form in every directory of this layer that merges with a marked one.
+        self.xwhiteouts = False
         # A private clone has nothing mounted below it; a shared tree may, and is not entered.
         self.open_dir: Callable[[bytes, int], int] = sc.open_dir if private else sc.open_dir_no_xdev
         self.dev = os.stat(root_fd).st_dev

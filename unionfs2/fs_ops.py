@@ -199,6 +199,7 @@ class Door(pyfuse3.Operations):
         self, inode: int, new_parent: int, new_name: bytes, ctx: Ctx
     ) -> pyfuse3.EntryAttributes:
         node, parent = self.fs.node(inode), self._dir(new_parent)
+        self.fs.check_link(node)
         await self._up(node)
         found = self.fs.link(node, parent, new_name)
         return self._counted(found)

@@ -25,12 +25,12 @@ _S_IFREG = stat.S_IFREG
 def hides(stack: Stack, directory: RealDir, entry: Entry, *, attribute_form: bool) -> bool:
     """Whether *entry* is a whiteout as far as listings see it.
 
-    The attribute form counts in merged directories only, in layers marked ``opaque=x``
-    (ovl_fill_merge()).
+    The attribute form counts in merged directories of which a part is marked ``opaque=x``, in
+    every layer where such a mark was met (ovl_dir_read_merged()).
     """
     if entry.kind == WHITEOUT:
         return True
-    if entry.kind != _S_IFREG or not attribute_form or directory not in stack.xwhiteout_dirs:
+    if entry.kind != _S_IFREG or not attribute_form or not directory.branch.xwhiteouts:
         return False
     dir_fd = directory.at()
     st = sc.lstat_or_none(entry.name, dir_fd)
@@ -48,7 +48,7 @@ def listing(stack: Stack, node: Dir) -> list[Entry]:
         return []  # another directory may have its name by now
     if not node.merged and not node.whiteouts:
         return [_as_device(entry) for entry in read_names(node.top)]
-    return _merged(stack, node, attribute_form=node.merged)
+    return _merged(stack, node, attribute_form=node.merged and node.xwhiteouts)
 
 
 def _merged(stack: Stack, node: Dir, *, attribute_form: bool) -> list[Entry]:
@@ -96,7 +96,7 @@ def needs_lookup(node: Dir, name: bytes) -> bool:
     return sc.lstat_or_none(name, node.upper.at()) is not None
 
 
-def listed_although_hidden(stack: Stack, node: Dir, name: bytes) -> bool:
+def listed_although_hidden(node: Dir, name: bytes) -> bool:
     """Whether a name that lookup denies is nevertheless shown by listings.
 
     So it is with a stray whiteout in a directory that is not merged, and with an attribute
@@ -112,5 +112,5 @@ def listed_although_hidden(stack: Stack, node: Dir, name: bytes) -> bool:
             continue
         if whiteout.is_device(st):
             return not node.merged and not node.whiteouts
-        return not node.merged or directory not in stack.xwhiteout_dirs
+        return not (node.merged and node.xwhiteouts and directory.branch.xwhiteouts)
     return False

@@ -89,7 +89,16 @@ class Node:
 class Dir(Node):
     """A directory: at most one upper and any number of lower real directories, top-most first."""
 
-    __slots__ = ("children", "impure", "index", "lowers", "probes", "upper", "whiteouts")
+    __slots__ = (
+        "children",
+        "impure",
+        "index",
+        "lowers",
+        "probes",
+        "upper",
+        "whiteouts",
+        "xwhiteouts",
+    )
 
     is_dir = True
 
@@ -103,6 +112,8 @@ class Dir(Node):
         # May hold whiteouts although nothing merges any more (OVL_WHITEOUTS in the kernel).
         self.whiteouts = whiteouts
         self.impure = False
+        # Whether one of the lowers is marked opaque=x.
+        self.xwhiteouts = False
         self.index: LowerIndex | None = None
         self.probes = 0
 

@@ -108,8 +108,6 @@ def _move(stack: Stack, old: Place, new: Place, source: Node, target: Node | Non
     copyup.whole(stack, source)
     new_fd = copyup.directory(stack, new.parent).at()
     copyup.directory(stack, old.parent)
-    if marks and isinstance(target, Dir):
-        _clear(stack, target, marks)
     if new.parent is not old.parent and source.flags & nd.ORIGIN:
         stack.mark_impure(new.parent)
     _mark_opaque(stack, source, old, new.parent)
@@ -117,7 +115,14 @@ def _move(stack: Stack, old: Place, new: Place, source: Node, target: Node | Non
     assert old.parent.upper is not None
     old_fd = old.parent.upper.at()
     with namespace.Keeping(stack, target, new.parent, new.name):
-        sc.rename(old.name, old_fd, new.name, new_fd, flags)
+        if marks and isinstance(target, Dir):
+            _clear(stack, target, marks)
+        try:
+            sc.rename(old.name, old_fd, new.name, new_fd, flags)
+        except OSError:
+            if marks and isinstance(target, Dir):
+                _is_twin(stack, target)
+            raise
     if clean:
         _unlink_quietly(old.name, old_fd)
     if target is not None:
@@ -198,7 +203,7 @@ def _clear(stack: Stack, node: Dir, marks: list[bytes]) -> None:
     except OSError:
         namespace.discard_directory(stack, twin, [])
         raise
-    _is_twin(stack, node)
+    node.upper.release()
     namespace.discard_directory(stack, twin, marks)
 
 
@@ -217,10 +222,9 @@ def _make_twin(stack: Stack, upper_fd: int, twin: bytes) -> None:
 
 
 def _is_twin(stack: Stack, node: Dir) -> None:
-    """*node* is now an empty opaque directory of the upper, should it outlive the rename."""
+    """*node* is now an empty opaque directory of the upper: it has outlived the rename."""
     assert node.upper is not None
     assert stack.upper is not None
-    node.upper.release()
     node.lowers = ()
     node.whiteouts = node.impure = False
     node.index = None

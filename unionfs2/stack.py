@@ -105,7 +105,6 @@ class Stack:
         self.mixed_fs = any(b.fs_index for b in lowers)
         branches = [upper, *lowers] if upper is not None else lowers
         self.name_max = max(os.fstatvfs(b.root_fd).f_namemax for b in branches)
-        self.xwhiteout_dirs: set[RealDir] = set()
         # Nodes whose attributes copy-up changed; a door that caches empties the list.
         self.changed: list[Node] = []
         self._writable: Writable | None = None
@@ -137,7 +136,8 @@ class Stack:
         lowers = tuple(b.root for b in self.lowers)
         root = Dir(ino, self.upper.root if self.upper is not None else None, lowers, whiteouts=True)
         for low in lowers:
-            self._note_xwhiteouts(low, low.at())
+            if self._has_xwhiteouts(low.at()):
+                low.branch.xwhiteouts = root.xwhiteouts = True
         if root.upper is not None:
             keys = [os.fsencode(key) for key in os.listxattr(sc.fd_path(root.upper.at()))]
             root.impure = self.dialect.impure in keys
@@ -145,13 +145,11 @@ class Stack:
         root.lookups = 1
         return root
 
-    def _note_xwhiteouts(self, low: RealDir, fd: int) -> None:
+    def _has_xwhiteouts(self, fd: int) -> bool:
         try:
-            value = os.getxattr(sc.fd_path(fd), self.dialect.opaque)
+            return os.getxattr(sc.fd_path(fd), self.dialect.opaque) == ondisk.OPAQUE_XWHITEOUTS
         except OSError:
-            return
-        if value == ondisk.OPAQUE_XWHITEOUTS:
-            self.xwhiteout_dirs.add(low)
+            return False
 
     # --- inode numbers -----------------------------------------------------------------------
 
@@ -362,6 +360,7 @@ class Stack:
             ino, parent.upper.child(name), tuple(lowers), whiteouts=bool(lowers) or has_origin
         )
         node.impure = dialect.impure in keys
+        node.xwhiteouts = walk.xwhiteouts
         node.flags |= self._protection(name, upper_fd, keys) | nd.PROTECTION_KNOWN
         self.nodes.add(node, parent, name)
         return node, st
@@ -373,6 +372,7 @@ class Stack:
         node = Dir(
             self.ino_of(low_st, lowers[0].branch), None, tuple(lowers), whiteouts=len(lowers) > 1
         )
+        node.xwhiteouts = walk.xwhiteouts
         self.nodes.add(node, parent, name)
         return node, st
 
@@ -430,7 +430,7 @@ class Stack:
 class _Walk:
     """Collects the lower directories that merge under one name, top-most first."""
 
-    __slots__ = ("name", "parents", "redirected", "stack", "stop")
+    __slots__ = ("name", "parents", "redirected", "stack", "stop", "xwhiteouts")
 
     def __init__(self, stack: Stack, parent: Dir, name: bytes) -> None:
         self.stack = stack
@@ -438,6 +438,7 @@ class _Walk:
         self.name: bytes | tuple[bytes, ...] = name
         self.stop = False
         self.redirected = False
+        self.xwhiteouts = False
 
     def redirect(self, name: bytes, dir_fd: int) -> None:
         """Apply the redirect mark of the directory found under *name* (ovl_check_redirect())."""
@@ -530,7 +531,7 @@ class _Walk:
                 self.stop = True
                 return
             if value == ondisk.OPAQUE_XWHITEOUTS:
-                stack.xwhiteout_dirs.add(place)
+                place.branch.xwhiteouts = self.xwhiteouts = True
         if dialect.redirect in keys:
             self.redirect(place.name, dir_fd)
 

@@ -147,8 +147,9 @@ class UnionFS:
         """All visible names, without "." and ".."; d_ino is that of the real object."""
         return merge.listing(self.stack, node)
 
-    def listed_although_hidden(self, node: Dir, name: bytes) -> bool:
-        return merge.listed_although_hidden(self.stack, node, name)
+    @staticmethod
+    def listed_although_hidden(node: Dir, name: bytes) -> bool:
+        return merge.listed_although_hidden(node, name)
 
     @staticmethod
     def needs_lookup(node: Dir, name: bytes) -> bool:
@@ -201,6 +202,12 @@ class UnionFS:
 
     def symlink(self, parent: Dir, name: bytes, target: bytes, caller: Caller) -> Found:
         return self._creator.symlink(parent, name, target, caller)
+
+    @staticmethod
+    def check_link(node: Node) -> None:
+        """ENOENT for a lower file whose name is gone, before anything is copied up."""
+        if node.parent is None and not node.in_upper:
+            raise oserror(errno.ENOENT)
 
     def link(self, node: Node, parent: Dir, name: bytes) -> Found:
         return self._creator.link(node, parent, name)
