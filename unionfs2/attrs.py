@@ -97,20 +97,21 @@ def open_object(stack: Stack, node: Node, flags: int) -> int:
 
 def _open_object(stack: Stack, node: Node, flags: int) -> int:
     flags |= os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+    open_at = sc.open_truncated if flags & os.O_TRUNC else os.open
     if node.orphan >= 0:
-        return os.open(sc.fd_path(node.orphan), flags & ~os.O_NOFOLLOW)
+        return open_at(sc.fd_path(node.orphan), flags & ~os.O_NOFOLLOW)
     low = node.low
     if low is not None:
         return low.branch.open_file(node.name, low.at(), flags)
     dir_fd, name = stack.place(node)
-    return os.open(name, flags, dir_fd=dir_fd)
+    return open_at(name, flags, dir_fd=dir_fd)
 
 
 def change_mode(stack: Stack, node: Node, mode: int) -> None:
     """chmod of the upper object of *node*."""
     if node.orphan >= 0 or node.parent is None:
         path, _ = stack.object_path(node)
-        os.chmod(path, mode)
+        sc.chmod_path(path, mode)
         return
     dir_fd, name = stack.place(node)
     sc.chmod(name, dir_fd, mode)

@@ -274,6 +274,8 @@ fdatasync = os.fdatasync
 setxattr = os.setxattr
 removexattr = os.removexattr
 create_at = os.open
+open_truncated = os.open
+chmod_path = os.chmod
 
 
 def link(src: bytes, src_fd: int, dst: bytes, dst_fd: int) -> None:
@@ -395,6 +397,7 @@ MUTATORS: Final = (
     "fchown",
     "fchmod",
     "chmod",
+    "chmod_path",
     "chmod_fd",
     "ftruncate",
     "truncate",
@@ -404,6 +407,7 @@ MUTATORS: Final = (
     "setxattr",
     "removexattr",
     "create_at",
+    "open_truncated",
     "link",
     "link_fd",
     "rename",
