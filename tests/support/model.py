@@ -276,9 +276,8 @@ class ModelUnion:
     def _move_directory(self, old: Path, new: Path) -> None:
         if new[: len(old)] == old:
             raise fail(errno.EINVAL)
-        if self.exists(new):
-            if isinstance(self.stack_at(new), MFile):
-                raise fail(errno.ENOTDIR)
+        if self.exists(new) and isinstance(self.stack_at(new), MFile):
+            raise fail(errno.ENOTDIR)
         if not self._is_pure_upper(old):
             raise fail(errno.EXDEV)
         occupied = self.exists(new) and self._has_stray_marks(new)

@@ -126,6 +126,11 @@ class Union:
         start = len(self.prefix)
         return {k[start:]: v for k, v in entry.xattrs if k.startswith(self.prefix)}
 
+    def in_work_after_open(self) -> list[str]:
+        """Names in the work directory proper once a new core has opened it."""
+        self.reopen()
+        return self.in_work()
+
     def in_work(self) -> list[str]:
         """Names in the work directory proper."""
         return sorted(os.listdir(self.work / "work"))
