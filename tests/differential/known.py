@@ -192,6 +192,7 @@ AVOIDED: Final = (
     "mmap-write-clears",
     "directory-read",
     "userxattr-whiteout-listing",
+    "unmarked-whiteout-listing",
 )
 
 #: The one known difference that is about a field, not about a call.

@@ -14,6 +14,7 @@ _MODES_DIR: Final = (0o755, 0o777, 0o777, 0o2777, 0o1777, 0o700, 0o770, 0o2755, 
 _MODES_FILE: Final = (0o644, 0o666, 0o600, 0o664, 0o4755, 0o2755, 0o6777, 0o000, 0o444)
 _OWNERS: Final = (0, 0, 1000, 1000, 1001)
 _GROUPS: Final = (0, 1000, 2000, 2001)
+_X_MARK: Final = b"x"
 _BASE: Final = 1_000_000_000_000_000_000
 
 
@@ -116,7 +117,12 @@ class LayerMaker:
     def _whiteout(self, path: bytes, _found: list[Object]) -> Object:
         return Object(path, "whiteout", self.rng.choice((0, 0, 0o644)))
 
-    def _xwhiteout(self, path: bytes, _found: list[Object]) -> Object:
+    def _xwhiteout(self, path: bytes, found: list[Object]) -> Object | None:
+        # Only where image tools put them: see unmarked-whiteout-listing in docs/semantics.md.
+        parent = path.rpartition(b"/")[0]
+        holder = next(item for item in found if item.path == parent)
+        if self.dialect.marked_directories and (_X_MARK not in {v for _, v in holder.xattrs}):
+            return None
         mark = (self.dialect.prefix + b"whiteout", b"")
         return Object(path, "file", 0o600, content=b"", xattrs=(mark,))
 
