@@ -40,6 +40,8 @@ def set_attributes(
     """
     check_attributes(stack, node, new)
     copyup.whole(stack, node, limit=new.size)
+    # Decided by the group that the file has before it may get another one.
+    drop_sgid = caller is not None and _loses_lone_sgid(stack, node, new, caller)
     if new.size is not None:
         _set_size(stack, node, new.size, handle)
     path, follow = stack.object_path(node)
@@ -49,8 +51,9 @@ def set_attributes(
         sc.chown(path, uid, gid, follow_symlinks=follow)
     if new.mode is not None:
         change_mode(stack, node, stat.S_IMODE(new.mode))
-    if new.size is not None and caller is not None:
-        _drop_lone_sgid(stack, node, caller)
+    if drop_sgid:
+        mode = stat.S_IMODE(stack.stat(node).st_mode)
+        change_mode(stack, node, mode & ~stat.S_ISGID)
     if new.atime_ns is not None or new.mtime_ns is not None:
         _set_times(stack, node, new.atime_ns, new.mtime_ns)
 
@@ -198,15 +201,18 @@ def remove_xattr(stack: Stack, node: Node, key: bytes, caller: Caller | None = N
         _drop_sgid(stack, node, caller)
 
 
-def _drop_lone_sgid(stack: Stack, node: Node, caller: Caller) -> None:
-    """Clear sgid without group execution after a truncation by somebody outside the group.
+def _loses_lone_sgid(stack: Stack, node: Node, new: SetAttr, caller: Caller) -> bool:
+    """Whether a truncation or chown by somebody outside the group clears sgid without x.
 
     The kernel's FUSE client clears the other combinations by itself and forgets this one
     (setattr_should_drop_sgid() in fs/attr.c, fuse_setattr() in fs/fuse/dir.c).
     """
+    if node.is_dir or (new.size is None and new.uid is None and new.gid is None):
+        return False
     st = stack.stat(node)
-    if st.st_mode & (stat.S_ISGID | stat.S_IXGRP) == stat.S_ISGID:
-        _drop_sgid(stack, node, caller)
+    if st.st_mode & (stat.S_ISGID | stat.S_IXGRP) != stat.S_ISGID:
+        return False
+    return st.st_gid not in creds.groups_of(caller) and not creds.keeps_sgid(caller)
 
 
 def _drop_sgid(stack: Stack, node: Node, caller: Caller) -> None:

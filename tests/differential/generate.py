@@ -478,7 +478,9 @@ class RandomSource:
         return "rename", source or b"a", target or b"b", flags
 
     def _ids(self) -> tuple[int, int]:
-        return self._pick((-1, -1, 0, 1000, 1001)), self._pick((-1, 0, 1000, 2000, 2001))
+        # Never both -1: see chown-nothing in docs/semantics.md.
+        uid = self._pick((-1, -1, 0, 1000, 1001))
+        return uid, self._pick((0, 1000, 2000, 2001) if uid == -1 else (-1, 0, 1000, 2000, 2001))
 
     def _chown(self) -> tuple[Arg, ...]:
         return self.rng.choice(("chown", "lchown")), self._any(), *self._ids()
