@@ -6,7 +6,7 @@ import errno
 import os
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.tree import Dir, Tree, Whiteout
@@ -45,6 +45,7 @@ def test_no_mark_of_one_is_a_mark_of_the_other() -> None:
 
 
 @pytest.mark.parametrize("dialect", [TRUSTED, USER], ids=lambda d: d.name)
+@settings(database=None, deadline=None)
 @given(prefix=prefixes, rest=keys)
 def test_what_a_caller_sets_is_what_a_caller_sees(
     dialect: Dialect, prefix: bytes, rest: bytes
@@ -62,6 +63,7 @@ def test_what_a_caller_sets_is_what_a_caller_sees(
 
 
 @pytest.mark.parametrize("dialect", [TRUSTED, USER], ids=lambda d: d.name)
+@settings(database=None, deadline=None)
 @given(prefix=prefixes, rest=keys)
 def test_what_is_shown_can_be_asked_for(dialect: Dialect, prefix: bytes, rest: bytes) -> None:
     on_disk = prefix + rest

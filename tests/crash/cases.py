@@ -123,7 +123,7 @@ def _change(name: str) -> list[Case]:
         "utimes": lambda sh: sh.setattr(name, SetAttr(mtime_ns=5, atime_ns=6)),
     }
     if name != "sym":
-        acts["chmod"] = lambda sh: sh.chmod(name, 0o400)
+        acts["chmod"] = lambda sh: sh.chmod(name, 0o700)
     return [Case(f"{kind} {name}", act, (name,)) for kind, act in acts.items()]
 
 

@@ -30,7 +30,7 @@ from unionfs2.options import MountSpec
 from unionfs2.union import UnionFS
 
 _NAMES = (b"a", b"b", b"\xff\n")
-_MODES = (0o600, 0o644, 0o755, 0o1700)
+_MODES = (0o700, 0o744, 0o755, 0o1700)  # a plain user has to get in
 _OPAQUE = {False: "trusted.overlay.opaque", True: "user.overlay.opaque"}
 
 names = st.sampled_from(_NAMES)

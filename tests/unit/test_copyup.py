@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import probe
 from tests.support.shell import Shell
 from tests.support.tree import Device, Dir, Fifo, File, HardLink, Node, Socket, Symlink
 from tests.support.unions import Union, Unions, trusted_only
@@ -28,7 +29,7 @@ def bring_up(u: Union, path: str) -> None:
 
 KINDS: dict[str, Node] = {
     "file": File("data", mode=0o4751, mtime_ns=OLD_NS, xattrs={"user.a": b"1", "user.b": b""}),
-    "empty": File("", mode=0o000, mtime_ns=OLD_NS),
+    "empty": File("", mode=0o000 if probe.is_root() else 0o400, mtime_ns=OLD_NS),
     "dir": Dir({"x": ""}, mode=0o3711, mtime_ns=OLD_NS, xattrs={"user.a": b"1"}),
     "symlink": Symlink(b"some\xff/where", mtime_ns=OLD_NS),
     "fifo": Fifo(mode=0o620, mtime_ns=OLD_NS),
@@ -40,8 +41,8 @@ KINDS: dict[str, Node] = {
 def test_everything_but_the_number_arrives(unions: Unions, kind: str) -> None:
     u = unions({kind: KINDS[kind]})
     bring_up(u, kind)
-    atimes = {os.lstat(u.layer(n) / kind).st_atime_ns for n in (0, 1)}
-    assert len(atimes) == 1
+    if kind != "symlink" or probe.is_root():  # nobody else can read a link without a trace
+        assert len({os.lstat(u.layer(n) / kind).st_atime_ns for n in (0, 1)}) == 1
     ours, theirs = u.on_disk(kind), u.on_disk(kind, layer=1)
     assert ours is not None
     assert theirs is not None

@@ -199,6 +199,7 @@ def test_when_a_read_changes_the_access_time(
         u.fs.release(one)
 
 
+@pytest.mark.needs("root")
 def test_noatime_mounts_never_change_it(unions: Unions) -> None:
     u = unions({}, upper={"f": "x"}, atime="noatime")
     os.utime(u.upper / "f", ns=(10, 20))

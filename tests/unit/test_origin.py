@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.unions import Unions, trusted_only
@@ -30,6 +30,7 @@ def test_a_file_system_without_a_uuid() -> None:
     assert origin.encode(None, EXT4)[5:21] == bytes(16)
 
 
+@settings(database=None, deadline=None)
 @given(
     st.binary(min_size=16, max_size=16), st.integers(0, 255), st.binary(min_size=1, max_size=128)
 )
@@ -38,6 +39,7 @@ def test_round_trip(uuid: bytes, kind: int, fid: bytes) -> None:
     assert origin.decode(origin.encode(uuid, handle)) == (uuid, handle)
 
 
+@settings(database=None, deadline=None)
 @given(st.binary(max_size=64))
 def test_any_bytes_are_read_without_harm(raw: bytes) -> None:
     found = origin.decode(raw)
