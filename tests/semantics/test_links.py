@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.semantics.rig import Rig
+from tests.semantics.system import is_whiteout
 
 
 @pytest.fixture(params=["lower", "upper"])
@@ -134,3 +135,17 @@ def test_symlink_metadata_changes_leave_the_target_alone(rig: Rig) -> None:
     assert (found.st_uid, found.st_gid, found.st_mtime_ns) == (7, 8, 2)
     assert os.stat(merged / "file").st_uid == 0
     assert os.readlink(merged / "symlink") == "file"
+
+
+def test_an_unlinked_lower_file_cannot_be_linked(rig: Rig) -> None:
+    (rig.lower / "a").write_text("a")
+    merged = rig.mount()
+    fd = os.open(merged / "a", os.O_RDONLY)
+    try:
+        (merged / "a").unlink()
+        with pytest.raises(FileNotFoundError):
+            os.link(f"/proc/self/fd/{fd}", merged / "b", follow_symlinks=True)
+    finally:
+        os.close(fd)
+    assert os.listdir(merged) == []
+    assert is_whiteout(rig.top / "a")

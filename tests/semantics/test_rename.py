@@ -202,3 +202,21 @@ def test_rename_across_directories_of_different_origin(rig: Rig) -> None:
     assert os.listdir(merged / "pure") == []
     rig.remount()
     assert (merged / "below/back").read_text() == "x"
+
+
+def test_a_replaced_directory_keeps_its_numbers_for_its_holder(rig: Rig) -> None:
+    (rig.lower / "old").mkdir()
+    (rig.lower / "old" / "x").write_text("x")
+    merged = rig.mount()
+    (merged / "new").mkdir()
+    (merged / "old" / "x").unlink()
+    fd = os.open(merged / "old", os.O_RDONLY)
+    try:
+        before = os.fstat(fd)
+        (merged / "new").rename(merged / "old")
+        after = os.fstat(fd)
+        assert (after.st_ino, after.st_nlink) == (before.st_ino, 1)
+        assert os.stat(merged / "old").st_ino != after.st_ino
+    finally:
+        os.close(fd)
+    assert os.listdir(merged / "old") == []
