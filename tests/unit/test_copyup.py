@@ -257,22 +257,38 @@ def test_without_unnamed_files(
 
 
 @pytest.mark.parametrize("size", [0, 3, 4, 100])
+@pytest.mark.parametrize("shared", [True, False])
 def test_a_truncation_copies_no_more_than_it_keeps(
-    unions: Unions, monkeypatch: pytest.MonkeyPatch, size: int
+    unions: Unions, monkeypatch: pytest.MonkeyPatch, size: int, shared: bool
 ) -> None:
-    copied = []
+    """A clone is of the whole file, and cut afterwards."""
+    copied, written = [], []
+    real_link = sc.link_fd
+
+    def link(fd: int, name: bytes, dir_fd: int) -> None:
+        written.append(os.fstat(fd).st_size)
+        real_link(fd, name, dir_fd)
+
+    monkeypatch.setattr(sc, "link_fd", link)
     real = copyup.copy_data
 
     def watched(src: int, dst: int, length: int) -> None:
         copied.append(length)
         real(src, dst, length)
 
+    def cloned(src: int, dst: int) -> bool:
+        if shared:
+            os.pwrite(dst, os.pread(src, 99, 0), 0)
+        return shared
+
     monkeypatch.setattr(copyup, "copy_data", watched)
-    monkeypatch.setattr(sc, "clone_data", lambda src, dst: False)
+    monkeypatch.setattr(sc, "clone_data", cloned)
     u = unions({"f": File("data", mode=0o6755)})
     u.sh.truncate("f", size)
     assert (u.upper / "f").read_bytes() == b"data"[:size].ljust(size, b"\0")
-    assert copied == ([min(size, 4)] if size else [])
+    assert copied == ([min(size, 4)] if size and not shared else [])
+    assert len(written) == 1, "what the copy has too much is cut before it has its name"
+    assert written[0] == min(size, 4)
 
 
 def test_data_is_flushed_before_the_name_is_there(

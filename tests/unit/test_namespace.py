@@ -264,14 +264,14 @@ def test_whiteouts_share_one_inode_until_the_limit(
 ) -> None:
     from unionfs2 import syscalls
 
-    u = unions({f"f{n}": "" for n in range(6)})
+    u = unions({f"f{n}": "" for n in range(9)})
     for n in range(2):
         u.sh.unlink(f"f{n}")
     inos = {(u.upper / f"f{n}").lstat().st_ino for n in range(2)}
     assert len(inos) == 1
     assert len(u.in_work()) == 1
     real = syscalls.link
-    refusals = [errno.EMLINK, errno.EPERM]
+    refusals: list[int] = []
 
     def refuse(*args: object) -> None:
         if refusals:
@@ -279,12 +279,18 @@ def test_whiteouts_share_one_inode_until_the_limit(
             raise OSError(number, os.strerror(number))
         real(*args)  # type: ignore[arg-type]
 
+    def inodes_of(first: int, last: int) -> int:
+        for n in range(first, last):
+            u.sh.unlink(f"f{n}")
+        return len({(u.upper / f"f{n}").lstat().st_ino for n in range(first, last)})
+
     monkeypatch.setattr(syscalls, "link", refuse)
-    for n in range(2, 6):
-        u.sh.unlink(f"f{n}")  # one new base at the limit, then no sharing at all
+    refusals.append(errno.EMLINK)
+    assert inodes_of(2, 5) == 2, "one by itself, then a new base"
+    refusals.append(errno.EPERM)
+    assert inodes_of(5, 9) == 4, "no sharing any more"
     assert u.sh.names() == []
-    assert all(kind_of(u, f"f{n}") == "whiteout" for n in range(6))
-    assert len({(u.upper / f"f{n}").lstat().st_ino for n in range(3, 6)}) == 3
+    assert all(kind_of(u, f"f{n}") == "whiteout" for n in range(9))
     u.close()
     assert len(u.in_work()) <= 2
 

@@ -208,6 +208,15 @@ def test_an_absolute_redirect_restarts_below_its_own_layer(unions: Unions) -> No
 
 
 @trusted_only
+def test_an_absolute_redirect_counts_layers_not_directories(unions: Unions) -> None:
+    """The parent is missing in the first layer: its list of directories is shorter."""
+    top: Tree = {"x": {"y": {"1": ""}}}
+    u = unions(top, {"p": {"d": {"2": ""}}, "x": {"y": {"no": ""}}}, {"x": {"y": {"3": ""}}})
+    mark(u, 2, "p/d", "redirect", b"/x/y")
+    assert u.sh.names("p/d") == [b"2", b"3"]
+
+
+@trusted_only
 @pytest.mark.parametrize("stop", ["whiteout", "file", "opaque"])
 def test_an_absolute_redirect_ends_where_its_way_ends(unions: Unions, stop: str) -> None:
     way: dict[str, Tree] = {
@@ -266,6 +275,16 @@ def test_an_origin_of_another_type(unions: Unions) -> None:
     handle = sc.name_to_handle(os.fsencode(u.lowers[0] / "d"), sc.AT_FDCWD)
     mark(u, 0, "f", "origin", value[:21] + handle.fid)
     assert errno_of_lookup(u, "f") == errno.EIO
+
+
+@trusted_only
+def test_an_origin_with_several_names_is_not_the_number(unions: Unions) -> None:
+    """Two copies of one object would show one number."""
+    u = unions({"f": ""})
+    u.sh.chmod("f", 0o600)
+    u.close()
+    os.link(u.lowers[0] / "f", u.lowers[0] / "g")
+    assert u.sh.ino("f") == (u.upper / "f").stat().st_ino
 
 
 @trusted_only
