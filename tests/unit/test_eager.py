@@ -25,7 +25,7 @@ async def test_what_is_there_is_taken_without_the_loop(pipe: tuple[int, int]) ->
     read_end, write_end = pipe
     wait = eager.EagerWait(read_end, lambda: False)
     os.write(write_end, b"x")
-    turns = []
+    turns: list[int] = []
 
     async def other() -> None:
         turns.append(1)
@@ -41,7 +41,7 @@ async def test_the_loop_gets_its_turn_under_load(pipe: tuple[int, int]) -> None:
     read_end, write_end = pipe
     os.write(write_end, b"x")  # never read: there is always a request
     wait = eager.EagerWait(read_end, lambda: False)
-    turns = []
+    turns: list[int] = []
 
     async def other() -> None:
         while len(turns) < 3:
