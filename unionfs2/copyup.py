@@ -154,7 +154,7 @@ def _arrived(stack: Stack, node: Node, st: os.stat_result) -> None:
         stack.changed.append(node.parent)  # its ctime, on tmpfs also its size
     if node.flags & nd.NO_XATTRS:
         node.flags |= nd.NO_CAPABILITY
-    node.flags &= ~(nd.LOWER_LINKS | nd.NO_XATTRS)
+    node.flags &= ~nd.NO_XATTRS
     if st.st_nlink == 1:
         node.flags |= nd.ORIGIN
         return

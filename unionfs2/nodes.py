@@ -24,7 +24,6 @@ ROOT_ID = 1
 
 # Node.flags
 ORIGIN = 0x01  # copied up from a lower object whose inode number it keeps (OVL_TYPE_ORIGIN)
-LOWER_LINKS = 0x02  # lower object with several names: copy-up breaks the link, no origin
 NO_XATTRS = 0x04  # the object was seen without any attribute; cleared when one may have come
 IMMUTABLE = 0x08  # shown immutable: immutable lower object, or "i" in protattr
 APPEND_ONLY = 0x10  # likewise append-only

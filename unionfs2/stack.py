@@ -253,10 +253,8 @@ class Stack:
         elif kind == _S_IFCHR and st.st_rdev == 0:
             return None
         branch = low.branch
-        if st.st_nlink > 1:
-            flags |= nd.LOWER_LINKS
-            if self.upper is None:
-                return self._shared(parent, name, st, low, flags)
+        if st.st_nlink > 1 and self.upper is None:
+            return self._shared(parent, name, st, low, flags)
         node = Node(kind, self.ino_of(st, branch), low, flags)
         self.nodes.add(node, parent, name)
         return node, st

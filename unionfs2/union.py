@@ -5,7 +5,7 @@ raise OSError with the errno to answer, or a UnionFSError. Unless a docstring sa
 failed call has changed nothing that can be seen, apart from copied-up ancestors.
 
 Lookup counts: ``lookup``, ``create``, ``mknod``, ``mkdir``, ``symlink`` and ``link`` do not move
-them; a door that hands a node out counts it with ``remember`` and gives it back with ``forget``.
+them; a door that hands a node out adds to its ``lookups`` and gives it back with ``forget``.
 
 Not thread-safe: one thread calls it. Long work is split off as a ``CopyJob`` (``begin_copy_up``)
 or works on a descriptor only (``read``, ``write``, ``sync``).
