@@ -62,10 +62,11 @@ class CoreAndModel(RuleBasedStateMachine):
     """Every rule does one operation on both and compares; the invariants compare what is there."""
 
     userxattr = False
+    base = ""  # holds the directories of all histories, and goes with them whatever happens
 
     def __init__(self) -> None:
         super().__init__()
-        self.home = OsPath(tempfile.mkdtemp(prefix="unionfs2-model-", dir=memory_directory()))
+        self.home = OsPath(tempfile.mkdtemp(dir=self.base))
         self.fs: UnionFS | None = None
         self.model = ModelUnion(MDir(), [])
 
@@ -331,17 +332,16 @@ def _plain(node: MNode, *, root: bool = True) -> object:
 @pytest.mark.parametrize("userxattr", [False, True], ids=["trusted", "user"])
 def test_the_core_does_what_the_model_does(userxattr: bool) -> None:
     probe.need("user-xattr" if userxattr else "trusted-xattr", "mknod-whiteout")
-    machine = type("Machine", (CoreAndModel,), {"userxattr": userxattr})
-    run_state_machine_as_test(
-        machine,
-        settings=settings(
-            max_examples=60,
-            stateful_step_count=25,
-            deadline=None,
-            database=None,
-            suppress_health_check=list(HealthCheck),
-        ),
+    limits = settings(
+        max_examples=60,
+        stateful_step_count=25,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
     )
+    with tempfile.TemporaryDirectory(prefix="unionfs2-model-", dir=memory_directory()) as base:
+        fields = {"userxattr": userxattr, "base": base}
+        run_state_machine_as_test(type("Machine", (CoreAndModel,), fields), settings=limits)
 
 
 def test_the_model_knows_its_own_rules() -> None:
