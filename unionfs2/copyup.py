@@ -389,8 +389,11 @@ def prepare(stack: Stack, node: Node, *, limit: int | None = None) -> CopyJob | 
     parent = node.parent
     if parent is None:
         was_in = node.last_parent
-        gone = was_in is not None and bool(was_in.flags & nd.DEAD)
-        raise oserror(errno.ENOENT if gone else errno.EEXIST, node.name)
+        if was_in is None or was_in.flags & nd.DEAD:
+            raise oserror(errno.ENOENT, node.name)
+        # The kernel gets this far before it finds the whiteout in the way.
+        stack.mark_impure(was_in)
+        raise oserror(errno.EEXIST, node.name)
     st = stack.stat(node)
     check_mapped(st, node.name)
     directory(stack, parent)
