@@ -58,6 +58,9 @@ class CopyJob:
         if self.size < self.st.st_size or not self.size:
             sc.ftruncate(self._tmp, self.size)
         copy_metadata(self._stack, self.node, self.st, self._tmp, self._src)
+        if self.size < self.st.st_size:
+            # A truncation that is already done here: not every file system would notice it later.
+            sc.touch_mtime(self._tmp)
         if not self._stack.policy.volatile:
             sc.fsync(self._tmp)
 

@@ -360,6 +360,13 @@ def futimes(fd: int, atime_ns: int | None, mtime_ns: int | None) -> None:
         utimes_path(fd_path(fd), atime_ns, mtime_ns)
 
 
+def touch_mtime(fd: int) -> None:
+    """Set mtime of an open file to the current time, leave atime alone."""
+    times = _TwoTimes(_Timespec(0, UTIME_OMIT), _Timespec(0, UTIME_NOW))
+    if _libc.futimens(fd, times) < 0:
+        raise _raise()
+
+
 def setxattr_at(name: bytes, dir_fd: int, key: bytes, value: bytes, flags: int = 0) -> None:
     """Set attribute *key* of *name* itself."""
     setxattr(b"/proc/self/fd/%d/%b" % (dir_fd, name), key, value, flags, follow_symlinks=False)
@@ -414,6 +421,7 @@ MUTATORS: Final = (
     "utimes",
     "utimes_path",
     "futimes",
+    "touch_mtime",
     "set_inode_flags",
     "clone_data",
     "copy_range",
