@@ -22,7 +22,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import pyfuse3
 import trio
 
-from . import creds, eager, files
+from . import creds, eager, files, mountcalls
 from . import syscalls as sc
 from .errors import UnionFSError
 from .fuse_attr import AttrWriter
@@ -91,6 +91,7 @@ class Door(pyfuse3.Operations):
         self.enable_acl = acl
         self.debug = debug
         self._ready = ready
+        self.settled = trio.Event()
         self._runner = Runner(fs)
         self._attrs = AttrWriter(pyfuse3.EntryAttributes, _CACHE_S)
         self._negative = self._attrs.negative()
@@ -100,6 +101,8 @@ class Door(pyfuse3.Operations):
 
     def init(self) -> None:
         """The kernel and we have agreed on the protocol; requests can come."""
+        # The answer is written before any other task runs.
+        self.settled.set()
         self._ready()
 
     def is_busy(self) -> bool:
@@ -497,33 +500,31 @@ def _read_whole(fd: int, offset: int, size: int) -> bytes:
     return data
 
 
-async def _serve(mountpoint: str, unmount: Callable[[], None] | None) -> None:
+async def _serve(door: Door, mountpoint: str, unmount: Callable[[], None] | None) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_end_on_signal, unmount)
-        nursery.start_soon(_widen_readahead, mountpoint)
+        nursery.start_soon(_widen_readahead, door, mountpoint)
         await pyfuse3.main()
         nursery.cancel_scope.cancel()
 
 
-async def _widen_readahead(mountpoint: str) -> None:
+async def _widen_readahead(door: Door, mountpoint: str) -> None:
     """Let the kernel ask for up to 1 MiB at once: eight times fewer messages for long reads.
 
-    The protocol caps read-ahead at what the kernel offers (128 KiB); afterwards root may raise
-    it. Asking the mount first makes sure that the protocol is settled. In a thread, because it
-    is this very loop that answers.
+    The protocol caps read-ahead at what the kernel offers (128 KiB); once it is settled, root may
+    raise it. The device is read from the list of mounts: a path into the mount would keep it
+    busy for somebody who unmounts at once.
     """
+    await door.settled.wait()
+    entry = mountcalls.find_mount(os.fsencode(mountpoint))
+    if entry is None:
+        return
+    name = f"/sys/class/bdi/{os.major(entry.device)}:{os.minor(entry.device)}/read_ahead_kb"
     try:
-        device = await trio.to_thread.run_sync(_device_of, mountpoint, abandon_on_cancel=True)
-        name = f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb"
         with open(name, "w", encoding="ascii") as setting:  # noqa: ASYNC230 - sysfs never waits
             setting.write(str(_READ_MAX >> 10))
     except OSError as exc:
         _log.debug("read-ahead stays as it is: %s", exc)
-
-
-def _device_of(mountpoint: str) -> int:
-    os.statvfs(mountpoint)
-    return os.stat(mountpoint).st_dev
 
 
 async def _end_on_signal(unmount: Callable[[], None] | None) -> None:
@@ -594,6 +595,6 @@ def serve(
     pyfuse3.trio = eager.trio_for(fuse_fd, door.is_busy)  # type: ignore[attr-defined]
     _log.debug("serving %s", mountpoint)
     try:
-        trio.run(_serve, mountpoint, unmount)
+        trio.run(_serve, door, mountpoint, unmount)
     finally:
         pyfuse3.close(unmount=False)
