@@ -238,7 +238,7 @@ class Door(pyfuse3.Operations):
         if source is not None:
             await self._up(source)
         target = new.children.get(name_new)
-        if flags & 2 and target is not None:
+        if flags & sc.RENAME_EXCHANGE and target is not None:
             await self._up(target)
         try:
             self.fs.rename(old, name_old, new, name_new, flags)

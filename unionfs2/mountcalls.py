@@ -37,7 +37,6 @@ MS_NOSUID: Final = 2
 MS_NODEV: Final = 4
 MS_NOEXEC: Final = 8
 MS_SYNCHRONOUS: Final = 16
-MS_REMOUNT: Final = 32
 MS_DIRSYNC: Final = 128
 MS_NOSYMFOLLOW: Final = 256
 MS_NOATIME: Final = 1024
@@ -50,7 +49,6 @@ MS_RELATIME: Final = 1 << 21
 MS_STRICTATIME: Final = 1 << 24
 
 # umount2(2) flags
-MNT_FORCE: Final = 1
 MNT_DETACH: Final = 2
 UMOUNT_NOFOLLOW: Final = 8
 

@@ -35,8 +35,6 @@ RENAME_NOREPLACE: Final = 1
 RENAME_EXCHANGE: Final = 2
 RENAME_WHITEOUT: Final = 4
 RESOLVE_NO_XDEV: Final = 0x01
-RESOLVE_NO_MAGICLINKS: Final = 0x02
-RESOLVE_NO_SYMLINKS: Final = 0x04
 RESOLVE_BENEATH: Final = 0x08
 UTIME_NOW: Final = (1 << 30) - 1
 UTIME_OMIT: Final = (1 << 30) - 2
@@ -370,11 +368,6 @@ def touch_mtime(fd: int) -> None:
 def setxattr_at(name: bytes, dir_fd: int, key: bytes, value: bytes, flags: int = 0) -> None:
     """Set attribute *key* of *name* itself."""
     setxattr(b"/proc/self/fd/%d/%b" % (dir_fd, name), key, value, flags, follow_symlinks=False)
-
-
-def removexattr_at(name: bytes, dir_fd: int, key: bytes) -> None:
-    """Remove attribute *key* of *name* itself; ENODATA when absent."""
-    removexattr(b"/proc/self/fd/%d/%b" % (dir_fd, name), key, follow_symlinks=False)
 
 
 def set_inode_flags(fd: int, flags: int) -> None:
