@@ -23,7 +23,7 @@ ROOT: Final = Path(__file__).resolve().parent.parent / PACKAGE
 LEVELS: Final[dict[str, tuple[str, ...]]] = {
     level: tuple(modules.split())
     for level, modules in {
-        "0 vocabulary": "errors ondisk model option_names options",
+        "0 vocabulary": "errors ondisk model storemodel option_names options",
         "1 system calls": "syscalls mountcalls privilege",
         "2 what is on disk": "branch whiteout origin acl names handles nodes stack merge workdir",
         "3 union logic": ("protect creds copyup attrs files namespace rename opening union"),

@@ -17,6 +17,7 @@ from typing import ClassVar, Final
 EXIT_OK: Final = 0
 EXIT_USAGE: Final = 1  # wrong invocation, or no permission
 EXIT_SYSTEM: Final = 2  # out of memory, cannot fork, a missing helper or device
+EXIT_DAMAGED: Final = 3  # of "check": the store has findings (no bit mask; used alone)
 EXIT_INTERNAL: Final = 4  # a bug in this program
 EXIT_USER: Final = 8  # interrupted by the user
 EXIT_FAIL: Final = 32  # the mount, or unmount, failed
@@ -118,6 +119,103 @@ class BusyError(MountError):
     kind = "busy"
 
 
+class StoreError(UnionFSError):
+    """The layer store cannot be used as asked: not a store, a newer format, a bad argument."""
+
+    errno = errno.EINVAL
+    exit_code = EXIT_USAGE
+    kind = "store"
+
+
+class UnknownLayerError(StoreError):
+    """There is no layer with this id."""
+
+    errno = errno.ENOENT
+    kind = "unknown-layer"
+
+
+class LayerExistsError(StoreError):
+    """A layer with this id exists already."""
+
+    errno = errno.EEXIST
+    kind = "layer-exists"
+
+
+class LayerInUseError(StoreError):
+    """The layer is mounted, or another process works on it."""
+
+    errno = errno.EBUSY
+    kind = "layer-in-use"
+
+
+class HasChildrenError(StoreError):
+    """Other layers are built on this one."""
+
+    errno = errno.EBUSY
+    kind = "has-children"
+
+
+class CommittedError(StoreError):
+    """The layer is committed: its content never changes again."""
+
+    errno = errno.EROFS
+    kind = "committed"
+
+
+class DepthError(StoreError):
+    """The chain of layers would be longer than the store allows."""
+
+    errno = errno.EMLINK
+    kind = "depth"
+
+
+class DamagedLayerError(StoreError):
+    """What the store knows of one layer is missing, malformed or contradicts itself."""
+
+    errno = errno.EUCLEAN
+    kind = "damaged-layer"
+
+
+class DialectError(StoreError):
+    """The marks of a layer are written in attributes that this mount does not read."""
+
+    errno = errno.EOPNOTSUPP
+    kind = "dialect"
+
+
+class QuotaError(StoreError):
+    """A limit was asked for that cannot be kept here."""
+
+    errno = errno.EOPNOTSUPP
+    kind = "quota"
+
+
+class ArchiveError(StoreError):
+    """A tar stream is malformed, cut short, or holds what must not be unpacked."""
+
+    errno = errno.EBADMSG
+    kind = "archive"
+
+
+class LimitError(ArchiveError):
+    """A tar stream is larger than the declared limits allow."""
+
+    errno = errno.EFBIG
+    kind = "limit"
+
+
+class DigestError(ArchiveError):
+    """Content does not have the digest that was declared for it."""
+
+    kind = "digest"
+
+
+class ImageError(StoreError):
+    """An image archive or layout is malformed, incomplete or unknown."""
+
+    kind = "image"
+
+
 _BY_KIND: Final[dict[str, type[UnionFSError]]] = {
     cls.kind: cls
     for cls in (
@@ -132,6 +230,20 @@ _BY_KIND: Final[dict[str, type[UnionFSError]]] = {
         PrivilegeError,
         UnavailableError,
         BusyError,
+        StoreError,
+        UnknownLayerError,
+        LayerExistsError,
+        LayerInUseError,
+        HasChildrenError,
+        CommittedError,
+        DepthError,
+        DamagedLayerError,
+        DialectError,
+        QuotaError,
+        ArchiveError,
+        LimitError,
+        DigestError,
+        ImageError,
     )
 }
 

@@ -59,3 +59,44 @@ TRUSTED_NAMESPACE: Final = b"trusted."
 
 # Longest path the kernel accepts in a redirect mark it writes itself.
 REDIRECT_MAX: Final = 256
+
+# The layer store: Docker's overlay2 layout (HOME/<id>/{diff,link,lower,work,merged}, HOME/l/<short
+# name> -> ../<id>/diff), and beside it what only this project writes.
+LINKS_NAME: Final = b"l"
+DIFF_NAME: Final = b"diff"
+LINK_NAME: Final = b"link"
+LOWER_NAME: Final = b"lower"
+MERGED_NAME: Final = b"merged"
+COMMITTED_NAME: Final = b"committed"  # Docker's newer versions mount such a layer read-only too
+SHORT_NAME_LENGTH: Final = 26
+SHORT_NAME_ALPHABET: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+LAYERS_MAX_DEFAULT: Final = 128
+ID_BYTES_MAX: Final = 255  # NAME_MAX of every file system in use
+
+# Modes of what the store makes. Group may enter, others may not: a setuid file inside a layer
+# must not be within reach of ordinary users.
+HOME_MODE: Final = 0o710
+LAYER_MODE: Final = 0o710
+DIFF_MODE: Final = 0o755
+PRIVATE_MODE: Final = 0o700
+
+# Private state of this project in a store. Ids never begin with a dot, so nothing can clash.
+STORE_NAME: Final = b".unionfs2"
+STORE_FORMAT_NAME: Final = b"format.json"
+STORE_FORMAT_VERSION: Final = 1
+STORE_LOCK_NAME: Final = b"lock"  # flock(2) on it; its content is the generation counter
+STAGING_NAME: Final = b"staging"  # half-made layers, each directory locked by its maker
+TRASH_NAME: Final = b"trash"  # removed layers until they are deleted
+QUARANTINE_NAME: Final = b"quarantine"  # what repair took out of the store
+REFERENCES_NAME: Final = b"references"  # who has mounted what, valid until the next boot
+IMAGES_NAME: Final = b"images"
+EMPTY_NAME: Final = b"empty"  # an empty lower directory for mounts that need one more
+# Inside a layer directory.
+RECORD_NAME: Final = b"layer.json"
+RECORD_VERSION: Final = 1
+TAR_SPLIT_NAME: Final = b"tar-split"
+
+# Deletions in tar streams (OCI image-spec, layer.md, "Whiteouts"; AUFS names).
+WHITEOUT_PREFIX: Final = b".wh."
+WHITEOUT_META_PREFIX: Final = b".wh..wh."
+WHITEOUT_OPAQUE: Final = b".wh..wh..opq"
