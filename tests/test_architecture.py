@@ -23,11 +23,15 @@ ROOT: Final = Path(__file__).resolve().parent.parent / PACKAGE
 LEVELS: Final[dict[str, tuple[str, ...]]] = {
     level: tuple(modules.split())
     for level, modules in {
-        "0 vocabulary": "errors ondisk model storemodel option_names options",
+        "0 vocabulary": "errors sizes ondisk model storemodel option_names options",
         "1 system calls": "syscalls mountcalls privilege",
         "2 what is on disk": "branch whiteout origin acl names handles nodes stack merge workdir",
         "3 union logic": ("protect creds copyup attrs files namespace rename opening union"),
         "4a transports": "fuse_attr eager runner fs_ops",
+        "4b storage": (
+            "store_options storelayout storerecord storefiles storecopy storelock storehome"
+            " storeindex storestaging layers"
+        ),
         "5 mounters": (
             "logs layercheck locks mounter mounts attach fuse_mount native_overlay backends"
         ),
@@ -42,6 +46,7 @@ BELOW: Final[dict[str, str]] = {
     "2 what is on disk": "01",
     "3 union logic": "012",
     "4a transports": "0123",
+    "4b storage": "0123",
     "5 mounters": "01",
     "7 command line": "012345",
 }

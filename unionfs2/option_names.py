@@ -64,6 +64,8 @@ WORDS: Final[dict[str, tuple[str, dict[str, object]]]] = {
     ),
 }
 
+# What the upper directory may grow to: field of each, in bytes and in objects.
+LIMITS: Final = {"size": "quota_bytes", "inodes": "quota_inodes"}
 NUMBERS: Final = ("squash_to_uid", "squash_to_gid", "xattr_permissions")
 MAPPINGS: Final = ("uidmapping", "gidmapping")
 PATHS: Final = {"upperdir": "upper", "workdir": "work", "log": "log"}
@@ -142,6 +144,7 @@ def known_names() -> list[str]:
     groups: Iterable[Iterable[str]] = (
         FLAGS,
         WORDS,
+        LIMITS,
         NUMBERS,
         MAPPINGS,
         LAYER_NAMES,

@@ -24,6 +24,7 @@ from .option_names import (
     CONTEXTS,
     FLAGS,
     IGNORED,
+    LIMITS,
     MAPPINGS,
     NUMBERS,
     PATHS,
@@ -32,6 +33,7 @@ from .option_names import (
     WORDS,
     known_names,
 )
+from .sizes import SIZE_MAX, format_size, parse_size
 
 Backend = Literal["native", "fuse"]
 
@@ -73,6 +75,10 @@ class MountSpec:
     nfs_export: bool = False
     xino: str = "off"  # off | auto | on
     verity: str = "off"  # off | on | require
+
+    # what the upper directory may hold at most (see unionfs2/quota.py)
+    quota_bytes: int | None = None
+    quota_inodes: int | None = None
 
     # identities
     uidmapping: tuple[IdRange, ...] = ()
@@ -303,6 +309,20 @@ def _number(name: str, value: bytes) -> int:
     return int(value)
 
 
+def _set_limit(draft: _Draft, name: str, value: bytes) -> None:
+    text = show(value)
+    limit = parse_size(text, name) if name == "size" else _count(name, text)
+    if not limit:
+        raise OptionError(f'option "{name}" cannot be 0: leave it out for no limit')
+    draft.values[LIMITS[name]] = limit
+
+
+def _count(name: str, text: str) -> int:
+    if not (text.isascii() and text.isdigit()) or len(text) > 19 or int(text) > SIZE_MAX:
+        raise OptionError(f'option "{name}" needs a number below 2^63, got "{text}"')
+    return int(text)
+
+
 def _set_mapping(draft: _Draft, name: str, value: bytes) -> None:
     # Container engines write a leading colon before the first triple.
     numbers = [_number(name, part) for part in value.removeprefix(b":").split(b":")]
@@ -354,6 +374,7 @@ def _split_layers(name: str, value: bytes) -> tuple[list[bytes], list[bytes]]:
 
 _VALUED: Final[dict[str, Callable[[_Draft, str, bytes], None]]] = {
     **dict.fromkeys(PATHS, _set_path),
+    **dict.fromkeys(LIMITS, _set_limit),
     **dict.fromkeys(NUMBERS, _set_number),
     **dict.fromkeys(MAPPINGS, _set_mapping),
     **dict.fromkeys(CONTEXTS, _set_context),
@@ -392,6 +413,7 @@ _WORD_OF: Final[dict[str, dict[object, str]]] = {
     field: {value: f"{name}={word}" for word, value in reversed(words.items())}
     for name, (field, words) in WORDS.items()
 }
+_LIMIT_OF: Final = {field: name for name, field in LIMITS.items()}
 _PATH_OF: Final = {field: name for name, field in PATHS.items()} | {"source": "fsname"}
 _DEFAULT: Final = MountSpec()
 
@@ -423,6 +445,10 @@ def _format_field(name: str, value: object) -> list[bytes]:
     if name in MAPPINGS:
         assert isinstance(value, tuple)
         return [f"{name}={':'.join(str(n) for triple in value for n in triple)}".encode()]
+    if name in _LIMIT_OF:
+        assert isinstance(value, int)
+        text = format_size(value) if name == "quota_bytes" else str(value)
+        return [f"{_LIMIT_OF[name]}={text}".encode()]
     if name in _WORD_OF:
         return [_WORD_OF[name][value].encode()]
     if isinstance(value, bytes):
@@ -483,6 +509,7 @@ def unsupported(spec: MountSpec, backend: Backend) -> list[str]:
             f"the native backend takes at most {NATIVE_LOWER_MAX} lower layers, got {count}: "
             "merge some of them or use the fuse backend"
         )
+    found += _unsupported_limits(spec, backend)
     found += [
         f"the {backend} backend does not support {name}: leave it out or use the {other} backend"
         for applies, name in table
@@ -492,6 +519,19 @@ def unsupported(spec: MountSpec, backend: Backend) -> list[str]:
         f"{name} is not supported: leave it out" for applies, name in _NEITHER if applies(spec)
     ]
     return found
+
+
+def _unsupported_limits(spec: MountSpec, backend: Backend) -> list[str]:
+    names = [f"{name}=" for name, field in LIMITS.items() if getattr(spec, field) is not None]
+    if not names:
+        return []
+    if backend == "native":
+        which = " and ".join(names)
+        reason = f"the native backend does not support {which}: the kernel's overlay counts nothing"
+        return [f"{reason}, use the fuse backend, or a project quota on the upper directory"]
+    if spec.upper is None:
+        return [f"{' and '.join(names)} limits the upper directory: add upperdir= and workdir="]
+    return []
 
 
 def refuse_unsupported(spec: MountSpec, backend: Backend) -> None:

@@ -22,6 +22,7 @@ from unionfs2.options import (
     unescape,
     unsupported,
 )
+from unionfs2.sizes import SIZE_MAX
 
 PODMAN = b"lowerdir=/h/l/AAA:/h/l/BBB,upperdir=/h/1/diff,workdir=/h/1/work"
 
@@ -125,6 +126,13 @@ def test_layers_one_by_one() -> None:
     assert (spec.lower, spec.data) == ((b"/a:x", b"/b,y"), (b"/d",))
 
 
+def test_limits_of_the_upper() -> None:
+    spec = spec_of(b"lowerdir=/l,upperdir=/u,workdir=/w,size=1.5GiB,inodes=1000")
+    assert (spec.quota_bytes, spec.quota_inodes) == (3 << 29, 1000)
+    assert format_options(spec).endswith(b",size=1536M,inodes=1000")
+    assert unsupported(spec, "fuse") == []
+
+
 def test_fsync_volatile_is_volatile() -> None:
     assert spec_of(b"fsync=volatile").volatile
     assert spec_of(b"volatile,fsync=0").volatile
@@ -197,6 +205,15 @@ def test_stray_colons_are_refused(value: bytes) -> None:
         (b"nfs_export=on,metacopy=on", "exclude"),
         (b"userxattr,metacopy=on", "exclude"),
         (b"userxattr,redirect_dir=on", "exclude"),
+        (b"size=ten", "not a size"),
+        (b"size=-1G", "cannot be negative"),
+        (b"size=9000P", "too large"),
+        (b"size=0", "cannot be 0"),
+        (b"size=", "not a size"),
+        (b"size", "needs a value"),
+        (b"inodes=1k", "needs a number"),
+        (b"inodes=9223372036854775808", "needs a number"),
+        (b"inodes=0", "cannot be 0"),
     ],
 )
 def test_refused_in_words(text: bytes, words: str) -> None:
@@ -239,6 +256,10 @@ def test_every_known_name_is_parsed_or_refused_on_purpose() -> None:
         (b"squash_to_root", "fuse", "squash_to_root"),
         (b"squash_to_uid=0", "fuse", "squash_to_uid"),
         (b"xattr_permissions=2", "fuse", "xattr_permissions"),
+        (b"size=1G,upperdir=/u", "native", "size=: .*use the fuse backend"),
+        (b"inodes=9", "native", "inodes="),
+        (b"size=1G,inodes=9", "native", "size= and inodes="),
+        (b"inodes=9", "fuse", "upperdir="),
     ],
 )
 def test_what_a_backend_cannot_do_is_refused_by_it(text: bytes, backend: str, words: str) -> None:
@@ -280,6 +301,8 @@ def _specs(draw: st.DrawFn) -> MountSpec:
         index=draw(st.booleans()),
         uidmapping=draw(_RANGES),
         gidmapping=draw(_RANGES),
+        quota_bytes=draw(st.none() | st.integers(1, SIZE_MAX)),
+        quota_inodes=draw(st.none() | st.integers(1, SIZE_MAX)),
         squash_to_root=draw(st.booleans()),
         squash_to_uid=draw(st.none() | _ID),
         squash_to_gid=draw(st.none() | _ID),
