@@ -23,13 +23,13 @@ ROOT: Final = Path(__file__).resolve().parent.parent / PACKAGE
 LEVELS: Final[dict[str, tuple[str, ...]]] = {
     level: tuple(modules.split())
     for level, modules in {
-        "0 vocabulary": "errors sizes ondisk model storemodel option_names options",
+        "0 vocabulary": "errors sizes ondisk model storemodel option_names options store_options",
         "1 system calls": "syscalls mountcalls privilege",
         "2 what is on disk": "branch whiteout origin acl names handles nodes stack merge workdir",
         "3 union logic": ("protect creds copyup attrs files namespace rename opening union"),
         "4a transports": "fuse_attr eager runner fs_ops",
         "4b storage": (
-            "store_options storelayout storerecord storefiles storecopy storelock storehome"
+            "storelayout storerecord storefiles storecopy storelock storehome"
             " storeindex storestaging layers"
         ),
         "5 mounters": (

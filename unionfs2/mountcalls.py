@@ -238,6 +238,21 @@ def find_mount(target: bytes) -> MountEntry | None:
     return found[-1] if found else None
 
 
+def mounts_below(path: bytes) -> list[MountEntry]:
+    """The mounts at and below the directory *path* (absolute, without links)."""
+    with open("/proc/self/mountinfo", "rb") as file:
+        text = file.read()
+    shown = b" " + _escape_octal(path)
+    lines = (
+        b"\n".join(line for line in text.split(b"\n") if shown in line) if shown in text else b""
+    )
+    return [
+        entry
+        for entry in parse_mountinfo(lines)
+        if entry.target == path or entry.target.startswith(path.rstrip(b"/") + b"/")
+    ]
+
+
 def _escape_octal(path: bytes) -> bytes:
     """*path* as mountinfo shows a mount point (show_mountinfo() in fs/proc_namespace.c)."""
     return b"".join(b"\\%03o" % byte if byte in b" \t\n\\" else b"%c" % byte for byte in path)

@@ -91,10 +91,17 @@ QUARANTINE_NAME: Final = b"quarantine"  # what repair took out of the store
 REFERENCES_NAME: Final = b"references"  # who has mounted what, valid until the next boot
 IMAGES_NAME: Final = b"images"
 EMPTY_NAME: Final = b"empty"  # an empty lower directory for mounts that need one more
+# First line of the lock file: generation counter, boot id, BUSY while a change is under way.
+STORE_LOCK_IDLE: Final = b"idle"
+STORE_LOCK_BUSY: Final = b"busy"
 # Inside a layer directory.
 RECORD_NAME: Final = b"layer.json"
 RECORD_VERSION: Final = 1
 TAR_SPLIT_NAME: Final = b"tar-split"
+# In a staged layer: the id of the layer whose place it takes, where names cannot be exchanged.
+REPLACES_NAME: Final = b"replaces"
+TEMP_SUFFIX: Final = b".tmp"  # "<name>.<16 hex digits>.tmp": a file on its way to being <name>
+NOTE_SUFFIX: Final = b".txt"  # beside a quarantined object: what it was and why it is there
 
 # Deletions in tar streams (OCI image-spec, layer.md, "Whiteouts"; AUFS names).
 WHITEOUT_PREFIX: Final = b".wh."

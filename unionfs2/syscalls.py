@@ -254,6 +254,33 @@ def listxattr_at(name: bytes, dir_fd: int) -> list[bytes]:
     return [os.fsencode(key) for key in names] if names else []
 
 
+def fs_magic(fd: int) -> int:
+    """f_type of the file system that *fd* (also O_PATH) is on, statfs(2)."""
+    buf = ctypes.create_string_buffer(512)  # f_type is the first member and a long everywhere
+    if _libc.fstatfs(fd, buf) < 0:
+        raise _raise()
+    return ctypes.c_ulong.from_buffer(buf).value & 0xFFFFFFFF
+
+
+def entry_types(dir_fd: int) -> dict[bytes, int]:
+    """d_type (DT_* numbers, 0 unknown) of each entry of a small open directory (getdents64(2)).
+
+    At most what fits into one buffer is read; a file system that cannot say says so at once.
+    """
+    call = getattr(_libc, "getdents64", None) or _libc.getdents  # musl: the same under that name
+    buf = ctypes.create_string_buffer(32768)
+    count = call(dir_fd, buf, ctypes.c_size_t(len(buf)))
+    if count < 0:
+        raise _raise()
+    found: dict[bytes, int] = {}
+    raw, pos = buf.raw, 0
+    while pos < count:  # struct linux_dirent64: ino 8, off 8, reclen 2, type 1, name
+        length = struct.unpack_from("=H", raw, pos + 16)[0]
+        found[raw[pos + 19 : pos + length].split(b"\0", 1)[0]] = raw[pos + 18]
+        pos += length
+    return found
+
+
 # --- changing -----------------------------------------------------------------------------------
 
 mkdir = os.mkdir
@@ -386,6 +413,26 @@ def clone_data(src: int, dst: int) -> bool:
 
 copy_range = os.copy_file_range
 
+
+def start_writeback(fd: int) -> None:
+    """Begin to write the data of an open file, so that fsync() of several share one commit.
+
+    sync_file_range(2) with SYNC_FILE_RANGE_WRITE. Promises nothing, so failure is no error.
+    """
+    if _sync_file_range is not None:
+        _sync_file_range(fd, ctypes.c_int64(0), ctypes.c_int64(0), _SYNC_FILE_RANGE_WRITE)
+
+
+_SYNC_FILE_RANGE_WRITE: Final = 2
+_sync_file_range = getattr(_libc, "sync_file_range", None)  # not on every architecture
+
+
+def syncfs(fd: int) -> None:
+    """Write back everything of the file system that *fd* (not O_PATH) is on, and wait."""
+    if _libc.syncfs(fd) < 0:
+        raise _raise()
+
+
 #: Names through which a disk changes; the fault seam of the tests wraps each of them.
 MUTATORS: Final = (
     "mkdir",
@@ -404,6 +451,7 @@ MUTATORS: Final = (
     "pwrite",
     "fsync",
     "fdatasync",
+    "syncfs",
     "setxattr",
     "removexattr",
     "create_at",
