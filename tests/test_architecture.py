@@ -25,12 +25,12 @@ LEVELS: Final[dict[str, tuple[str, ...]]] = {
     for level, modules in {
         "0 vocabulary": "errors sizes ondisk model storemodel option_names options store_options",
         "1 system calls": "syscalls mountcalls privilege",
-        "2 what is on disk": "branch whiteout origin acl names handles nodes stack merge workdir",
+        "2 what is on disk": "branch whiteout origin acl names handles nodes quota walk stack merge workdir",
         "3 union logic": ("protect creds copyup attrs files namespace rename opening union"),
         "4a transports": "fuse_attr eager runner fs_ops",
         "4b storage": (
-            "storelayout storerecord storefiles storecopy storelock storehome"
-            " storeindex storestaging layers"
+            "storelayout storerecord storefiles storetrees storecopy storelock storehome"
+            " storeindex storestaging storeread storestructure storetrash layers"
         ),
         "5 mounters": (
             "logs layercheck locks mounter mounts attach fuse_mount native_overlay backends"

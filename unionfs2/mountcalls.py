@@ -243,9 +243,9 @@ def mounts_below(path: bytes) -> list[MountEntry]:
     with open("/proc/self/mountinfo", "rb") as file:
         text = file.read()
     shown = b" " + _escape_octal(path)
-    lines = (
-        b"\n".join(line for line in text.split(b"\n") if shown in line) if shown in text else b""
-    )
+    if shown not in text:
+        return []
+    lines = b"\n".join(line for line in text.split(b"\n") if shown in line)
     return [
         entry
         for entry in parse_mountinfo(lines)

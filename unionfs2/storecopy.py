@@ -16,7 +16,8 @@ from typing import Final
 from . import ondisk
 from . import syscalls as sc
 from .copyup import copy_data
-from .storefiles import names_in, open_dir
+from .storefiles import names_in
+from .storetrees import Descent
 
 _READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _CREATE: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -43,67 +44,58 @@ class _Copy:
         self._root_fd = -1
 
     def directory(self, source_fd: int, target_fd: int) -> None:
-        """Copy a tree: a stack of open directories, so that depth costs no recursion."""
+        """Copy a tree, side by side, without recursion."""
         self._root_fd = target_fd
-        stack = [(source_fd, target_fd, b"", names_in(source_fd)[::-1])]
+        source, target = Descent(source_fd), Descent(target_fd)
+        todo = [(b"", names_in(source_fd)[::-1])]
         try:
-            while stack:
-                source, target, path, names = stack[-1]
-                if not names:
-                    _finish(source, target, os.fstat(source))
-                    stack.pop()
-                    if stack:
-                        os.close(source)
-                        os.close(target)
+            while todo:
+                path, names = todo[-1]
+                if names:
+                    name = names.pop()
+                    if self._entry(source, target, name, path + name):
+                        todo.append((path + name + b"/", names_in(source.fd)[::-1]))
                     continue
-                name = names.pop()
-                below = self._entry(source, target, name, path + name)
-                if below is not None:
-                    stack.append((*below, path + name + b"/", names_in(below[0])[::-1]))
+                # Times of a directory last: making entries changes them.
+                _finish(source.fd, target.fd, os.fstat(source.fd))
+                todo.pop()
+                if todo:
+                    source.leave()
+                    target.leave()
         finally:
-            for source, target, _, _ in stack[1:]:
-                os.close(source)
-                os.close(target)
+            source.close()
+            target.close()
 
-    def _entry(self, source: int, target: int, name: bytes, path: bytes) -> tuple[int, int] | None:
-        """Copy one entry; for a directory the two descriptors to go on with."""
-        st = sc.lstat_at(name, source)
+    def _entry(self, source: Descent, target: Descent, name: bytes, path: bytes) -> bool:
+        """Copy one entry; True when it is a directory that was entered on both sides."""
+        st = sc.lstat_at(name, source.fd)
         kind = stat.S_IFMT(st.st_mode)
         if kind == stat.S_IFDIR:
-            return self._open_pair(source, target, name, st)
-        if st.st_nlink > 1 and self._link(st, name, target, path):
-            return None
+            return self._enter(source, target, name, st)
+        if st.st_nlink > 1 and self._link(st, name, target.fd, path):
+            return False
         if kind == stat.S_IFREG:
-            self._file(source, target, name)
-            return None
+            self._file(source.fd, target.fd, name)
+            return False
         if kind == stat.S_IFLNK:
-            sc.symlink(os.readlink(name, dir_fd=source), name, dir_fd=target)
+            sc.symlink(os.readlink(name, dir_fd=source.fd), name, dir_fd=target.fd)
         else:
-            sc.mknod(name, kind | 0o600, st.st_rdev, dir_fd=target)
-        _finish_name(source, target, name, st)
-        return None
+            sc.mknod(name, kind | 0o600, st.st_rdev, dir_fd=target.fd)
+        _finish_name(source.fd, target.fd, name, st)
+        return False
 
     @staticmethod
-    def _open_pair(
-        source: int, target: int, name: bytes, st: os.stat_result
-    ) -> tuple[int, int] | None:
-        sc.mkdir(name, 0o700, dir_fd=target)
+    def _enter(source: Descent, target: Descent, name: bytes, st: os.stat_result) -> bool:
+        sc.mkdir(name, 0o700, dir_fd=target.fd)
         try:
-            path_fd = sc.open_dir_no_xdev(name, source)
+            source.enter(name)
         except OSError as exc:
             if exc.errno != errno.EXDEV:
                 raise
-            _finish_name(source, target, name, st)
-            return None
-        try:
-            inner = open_dir(path_fd, b".")
-        finally:
-            os.close(path_fd)
-        try:
-            return inner, open_dir(target, name)
-        except BaseException:
-            os.close(inner)
-            raise
+            _finish_name(source.fd, target.fd, name, st)
+            return False
+        target.enter(name)
+        return True
 
     def _link(self, st: os.stat_result, name: bytes, target: int, path: bytes) -> bool:
         """Make *name* another name of a file copied before; False for the first one."""
@@ -115,9 +107,8 @@ class _Copy:
         fd = os.dup(self._root_fd)
         try:
             for parent in parents:
-                below = sc.open_dir(parent, fd)
-                os.close(fd)
-                fd = below
+                above, fd = fd, sc.open_dir(parent, fd)
+                os.close(above)
             sc.link(last, fd, name, target)
         except OSError as exc:
             if exc.errno != errno.EMLINK:

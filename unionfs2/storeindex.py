@@ -110,6 +110,17 @@ class Index:
                 del self.tops[lower[0]]
         self.irregular.discard(layer)
 
+    def rename(self, old: LayerId, new: LayerId) -> None:
+        """A layer that has another id now, its links included."""
+        own, lower, odd = self.own[old], self.lowers.get(old), old in self.irregular
+        self.remove(old)
+        self.add(new, own, lower)
+        if odd:
+            self.irregular.add(new)
+        for short, target in self.links.items():
+            if target == old:
+                self.links[short] = new
+
     def classify(self, layer: LayerId) -> None:
         """Note whether *layer*'s lower is what its parent's files say it should be."""
         lower = self.lowers.get(layer)
@@ -165,7 +176,7 @@ def looks_like_layer(fd: int) -> bool:
 
 
 def read_link(fd: int, layer: LayerId) -> str:
-    """Short name of the layer whose directory is *fd*. Raises DamagedLayerError, OSError."""
+    """Short name of the layer whose directory is *fd*. Raises DamagedLayerError."""
     text = _read(fd, layer, ondisk.LINK_NAME, _LINK_BYTES_MAX)
     if text is None:
         raise storelayout.damaged(layer, "link", "is missing")
@@ -173,7 +184,7 @@ def read_link(fd: int, layer: LayerId) -> str:
 
 
 def read_lower(fd: int, layer: LayerId, own: str | None) -> tuple[str, ...]:
-    """Short names below a layer, uppermost first. Raises DamagedLayerError, OSError."""
+    """Short names below a layer, uppermost first. Raises DamagedLayerError."""
     text = _read(fd, layer, ondisk.LOWER_NAME, storelayout.TEXT_BYTES_MAX)
     if text is None:
         return ()
@@ -186,10 +197,12 @@ def _read(fd: int, layer: LayerId, name: bytes, limit: int) -> bytes | None:
     except FileNotFoundError:
         return None
     except OSError as exc:
-        if exc.errno in {errno.EINVAL, errno.ELOOP, errno.EFBIG, errno.ENXIO}:
-            what = "is too long" if exc.errno == errno.EFBIG else "is not a regular file"
-            raise storelayout.damaged(layer, name.decode(), what) from exc
-        raise
+        what = "is too long"
+        if exc.errno in {errno.EINVAL, errno.ELOOP, errno.ENXIO}:
+            what = "is not a regular file"
+        elif exc.errno != errno.EFBIG:
+            what = f"cannot be read ({os.strerror(exc.errno or errno.EIO)})"
+        raise storelayout.damaged(layer, name.decode(), what) from exc
 
 
 def read_target(links_fd: int, name: bytes) -> LayerId | None:

@@ -21,6 +21,7 @@ import errno
 import fcntl
 import os
 import threading
+import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Final, NamedTuple
@@ -63,10 +64,11 @@ class _Line(NamedTuple):
 
     @classmethod
     def read(cls, fd: int) -> _Line:
-        """The line in the lock file; anything unreadable is generation 0, busy."""
+        """The line in the lock file; anything unreadable is busy."""
         words = os.pread(fd, _LINE_BYTES, 0).split()
         if len(words) != 3 or not words[0].isdigit():
-            return cls(0, b"", ondisk.STORE_LOCK_BUSY)
+            # Not 1, 2, 3: somebody may remember those from before the file was lost.
+            return cls(time.time_ns(), b"", ondisk.STORE_LOCK_BUSY)
         return cls(int(words[0]), words[1], words[2])
 
     def write(self, fd: int) -> None:
@@ -81,7 +83,7 @@ class StoreLock:
     the interpreter would otherwise keep an exclusive one out for long.
     """
 
-    def __init__(self, state_fd: int | None, mend: Callable[[], None]) -> None:
+    def __init__(self, state_fd: int | None, mend: Callable[[], bool]) -> None:
         self._state_fd = state_fd  # None: a read-only store without state, where nothing changes
         self._mend = mend
         self._boot = boot_id()
@@ -111,11 +113,13 @@ class StoreLock:
             raise
 
     def _open(self, *, exclusive: bool) -> int:
-        if self._state_fd is None:
-            if exclusive:
-                raise StoreError("the store cannot be changed: it is read-only", errno=errno.EROFS)
-            return -1
         fd = self._open_file()
+        if exclusive and self.read_only:
+            if fd >= 0:
+                os.close(fd)
+            raise StoreError("the store cannot be changed: it is read-only", errno=errno.EROFS)
+        if fd < 0:
+            return -1
         try:
             flock(fd, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
             line = _Line.read(fd)
@@ -131,6 +135,8 @@ class StoreLock:
         return fd
 
     def _open_file(self) -> int:
+        if self._state_fd is None:
+            return -1
         flags = os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
         if not self.read_only:
             try:
@@ -139,11 +145,11 @@ class StoreLock:
                 if exc.errno not in {errno.EROFS, errno.EACCES, errno.EPERM}:
                     raise
                 self.read_only = True
-        return sc.open_at(
-            ondisk.STORE_LOCK_NAME,
-            os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC,
-            dir_fd=self._state_fd,
-        )
+        try:
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+            return sc.open_at(ondisk.STORE_LOCK_NAME, flags, dir_fd=self._state_fd)
+        except FileNotFoundError:
+            return -1  # nobody ever changed this store, and we cannot
 
     def _recover(self, fd: int, *, exclusive: bool) -> None:
         """Mend what was left half done. needs: the lock, in the given form."""
@@ -155,8 +161,8 @@ class StoreLock:
                 flock(fd, fcntl.LOCK_SH)
                 return
         self.begin(fd)
-        self._mend()
-        self.finish(fd)
+        if self._mend():
+            self.finish(fd)
         if not exclusive:
             flock(fd, fcntl.LOCK_SH)
 
@@ -200,6 +206,10 @@ class Held:
         if not self._begun:
             self._begun = True
             self._lock.begin(self._fd)
+
+    def leave_busy(self) -> None:
+        """The next holder shall look at everything: something derived was not done."""
+        self._begun = False
 
     def __exit__(
         self,

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import enum
+import errno
 from dataclasses import dataclass
 from typing import NamedTuple, NewType
+
+from .errors import ArchiveError
 
 #: Name of a layer: one path component, opaque to everybody but its maker.
 LayerId = NewType("LayerId", str)
@@ -66,3 +69,60 @@ class Applied(NamedTuple):
     diff_id: Digest
     size: Size
     entries: int
+
+
+class IdRange(NamedTuple):
+    """*count* ids: *container* and up inside, *host* and up on the disk."""
+
+    container: int
+    host: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class IdMaps:
+    """How ids of a tar stream, the container's, become ids on the disk. Empty: they stay."""
+
+    uid: tuple[IdRange, ...] = ()
+    gid: tuple[IdRange, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.uid or self.gid)
+
+    def uid_to_host(self, uid: int) -> int:
+        """User id on the disk. ArchiveError when the container's *uid* is not mapped."""
+        return _map_id(self.uid, uid, "user", to_host=True)
+
+    def gid_to_host(self, gid: int) -> int:
+        """Group id on the disk. ArchiveError when the container's *gid* is not mapped."""
+        return _map_id(self.gid, gid, "group", to_host=True)
+
+    def uid_to_container(self, uid: int) -> int:
+        """User id in the container. ArchiveError when no id of it is stored as *uid*."""
+        return _map_id(self.uid, uid, "user", to_host=False)
+
+    def gid_to_container(self, gid: int) -> int:
+        """Group id in the container. ArchiveError when no id of it is stored as *gid*."""
+        return _map_id(self.gid, gid, "group", to_host=False)
+
+    def to_host(self, uid: int, gid: int) -> tuple[int, int]:
+        """Owner and group on the disk."""
+        return self.uid_to_host(uid), self.gid_to_host(gid)
+
+    def to_container(self, uid: int, gid: int) -> tuple[int, int]:
+        """Owner and group in the container."""
+        return self.uid_to_container(uid), self.gid_to_container(gid)
+
+
+def _map_id(ranges: tuple[IdRange, ...], number: int, what: str, *, to_host: bool) -> int:
+    if not ranges:
+        return number
+    for item in ranges:
+        source, target = (item.container, item.host) if to_host else (item.host, item.container)
+        if source <= number < source + item.count:
+            return target + number - source
+    where = "in the container" if to_host else "on the disk"
+    raise ArchiveError(
+        f"{what} id {number} {where} is not covered by the id maps of the store",
+        errno=errno.EOVERFLOW,
+    )

@@ -18,7 +18,6 @@ from . import syscalls as sc
 from .storefiles import (
     make_dir,
     open_dir,
-    opened_dir,
     random_name,
     sync_all,
     write_file,
@@ -45,22 +44,19 @@ class Staging:
         self.base_fd = base_fd
         self.installed = False
         self.fd = -1
-        self.path = os.path.join(
-            home.path, ondisk.STORE_NAME, ondisk.STAGING_NAME, name, ondisk.DIFF_NAME
-        )
+        self.path = os.path.join(staging_path(home, name), ondisk.DIFF_NAME)
 
     @classmethod
     def make(cls, home: Home) -> Staging:
         """A new one with an empty diff. needs: store lock, shared; prune looks at all others."""
         name = random_name()
         make_dir(home.staging_fd, name, ondisk.PRIVATE_MODE)
-        base_fd = open_dir(home.staging_fd, name)
-        staging = cls(home, name, base_fd)
+        staging = cls(home, name, open_dir(home.staging_fd, name))
         try:
-            if not try_lock(base_fd):
+            if not try_lock(staging.base_fd):
                 raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), name)
-            make_dir(base_fd, ondisk.DIFF_NAME, ondisk.DIFF_MODE, home.owner)
-            staging.fd = open_dir(base_fd, ondisk.DIFF_NAME)
+            make_dir(staging.base_fd, ondisk.DIFF_NAME, ondisk.DIFF_MODE, home.owner)
+            staging.fd = open_dir(staging.base_fd, ondisk.DIFF_NAME)
         except BaseException:
             staging.close()
             raise
@@ -68,23 +64,24 @@ class Staging:
 
     def close(self) -> bytes | None:
         """Give up the lock; moves what was not installed to the trash and returns its name."""
-        trashed = None
-        if self.base_fd >= 0 and not self.installed:
-            trashed = move_to_trash(self._home, self._home.staging_fd, self.name)
-        for fd in (self.fd, self.base_fd):
-            if fd >= 0:
-                os.close(fd)
-        self.fd = self.base_fd = -1
-        return trashed
+        try:
+            if self.base_fd >= 0 and not self.installed:
+                return move_to_trash(self._home, self._home.staging_fd, self.name)
+            return None
+        finally:
+            for fd in (self.fd, self.base_fd):
+                if fd >= 0:
+                    os.close(fd)
+            self.fd = self.base_fd = -1
 
     def inherit(self, parent_diff_fd: int) -> None:
         """Give the diff root mode, owner and attributes of the parent's, marks left out."""
-        st = os.fstat(parent_diff_fd)
-        sc.fchown(self.fd, st.st_uid, st.st_gid)
-        for key in sc.listxattr_at(b".", parent_diff_fd):
+        st, mine = os.fstat(parent_diff_fd), os.fstat(self.fd)
+        if (st.st_uid, st.st_gid) != (mine.st_uid, mine.st_gid):
+            sc.fchown(self.fd, st.st_uid, st.st_gid)
+        for key in map(os.fsencode, os.listxattr(parent_diff_fd)):
             if not key.startswith(_PRIVATE):
-                value = sc.getxattr_at(b".", parent_diff_fd, key)
-                sc.setxattr_at(b".", self.fd, key, value)
+                _copy_attribute(parent_diff_fd, self.fd, key)
         # Last: owner and ACLs change mode bits.
         sc.fchmod(self.fd, stat.S_IMODE(st.st_mode))
 
@@ -137,6 +134,24 @@ class Staging:
         sc.fsync(self.base_fd)
 
 
+def staging_path(home: Home, name: bytes) -> bytes:
+    """Path of the staged layer *name*."""
+    return os.path.join(home.path, ondisk.STORE_NAME, ondisk.STAGING_NAME, name)
+
+
+def _copy_attribute(source_fd: int, target_fd: int, key: bytes) -> None:
+    value = os.getxattr(source_fd, key)
+    try:
+        sc.setxattr(target_fd, key, value)
+    except OSError as exc:
+        # Labels of security modules are not for everybody to set, and new files get their own.
+        if not key.startswith(ondisk.SECURITY_PREFIX) or exc.errno not in {
+            errno.EPERM,
+            errno.EOPNOTSUPP,
+        }:
+            raise
+
+
 def move_in(home: Home, dir_fd: int, name: bytes, target: bytes) -> None:
     """Give the directory *name* its place in HOME; EEXIST when there is something."""
     try:
@@ -160,7 +175,15 @@ def move_to_trash(home: Home, dir_fd: int, name: bytes) -> bytes | None:
     return trashed
 
 
-def open_diff(dir_fd: int, layer_name: bytes) -> int:
-    """Descriptor of the diff directory of a layer, no link followed on the way."""
-    with opened_dir(dir_fd, layer_name) as fd:
-        return open_dir(fd, ondisk.DIFF_NAME)
+def is_abandoned(home: Home, name: bytes) -> bool:
+    """Whether nobody works on the staged layer *name* any more. needs: store lock, exclusive."""
+    try:
+        fd = open_dir(home.staging_fd, name)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True  # no directory, so nobody's
+    try:
+        return try_lock(fd)
+    finally:
+        os.close(fd)
