@@ -19,6 +19,10 @@ from typing import NamedTuple
 
 from . import syscalls as sc
 
+# Ancestors that stay open when a directory is reached again from far above; the others are only
+# passed through, so that any depth can be reached with few descriptors.
+_KEPT_OPEN = 32
+
 
 class FdCache:
     """Bounded set of open directory descriptors with second-chance eviction."""
@@ -173,11 +177,20 @@ class RealDir:
                 raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), here.name)
             here = here.parent
         branch = self.branch
-        for directory in reversed(missing):
-            directory.fd = branch.open_dir(directory.name, here.fd)
-            directory.used = True
-            branch.cache.add(directory)
-            here = directory
+        fd = here.fd
+        while missing:
+            directory = missing.pop()
+            try:
+                opened = branch.open_dir(directory.name, fd)
+            finally:
+                if fd != here.fd:
+                    os.close(fd)
+            fd = opened
+            if len(missing) < _KEPT_OPEN:
+                directory.fd = fd
+                directory.used = True
+                branch.cache.add(directory)
+                here = directory
         return self.fd
 
     def child(self, name: bytes) -> RealDir:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import errno
 import os
 import resource
+from collections.abc import Sequence
 from contextlib import ExitStack
 
-from . import mountcalls, ondisk, privilege, workdir
+from . import mountcalls, ondisk, privilege, quota, workdir
 from . import syscalls as sc
 from .branch import Branch, FdCache, Identity
 from .errors import LayerError, OptionError, show
@@ -75,6 +76,26 @@ def open_stack(spec: MountSpec, *, clean_work: bool = True) -> Opened:
             overrides_modes=privilege.has_capability(privilege.CAP_DAC_OVERRIDE),
         )
         stack = Stack(lowers, upper, work_fd, dialect, cache, policy)
+        if upper is not None and not spec.read_only and (spec.quota_bytes or spec.quota_inodes):
+            stack.ledger = _open_ledger(spec, stack, upper, work_fd)
+        return Opened(stack, resources.pop_all(), dialect)
+
+
+def open_view(layers: Sequence[bytes], dialect: Dialect) -> Opened:
+    """The read-only view of *layers*, top-most first, one or more; nothing is mounted or written.
+
+    Unlike a mount it follows redirects and metacopy whatever the options of mounts are: the view
+    is for comparing and exporting what is there, always inside the layers. Raises LayerError.
+    """
+    with ExitStack() as resources:
+        cache = FdCache(_cache_limit(len(layers)))
+        resources.callback(cache.close_all)
+        lowers = [
+            _open_lower(index, path, cache, resources) for index, path in enumerate(layers, 1)
+        ]
+        stack = Stack(
+            lowers, None, -1, dialect, cache, Policy(read_only=True, follow_metacopy=True)
+        )
         return Opened(stack, resources.pop_all(), dialect)
 
 
@@ -199,6 +220,19 @@ def _clone_pair(upper_fd: int, base_fd: int, atime: int) -> tuple[int, int] | No
     finally:
         os.close(tree)
     return opened[0], opened[1]
+
+
+def _open_ledger(spec: MountSpec, stack: Stack, upper: Branch, work_fd: int) -> quota.Ledger:
+    """Count what *upper* holds; what an empty directory takes is tried in the work directory."""
+    name = stack.w.names.next()
+    sc.mkdir(name, 0o700, dir_fd=work_fd)
+    try:
+        empty = quota.charge(sc.lstat_at(name, work_fd))
+    finally:
+        sc.rmdir(name, dir_fd=work_fd)
+    ledger = quota.Ledger(spec.quota_bytes, spec.quota_inodes, empty_directory=empty)
+    ledger.count(upper, stack.cache)
+    return ledger
 
 
 def _identify(lowers: list[Branch], upper: Branch | None, resources: ExitStack) -> None:

@@ -20,6 +20,9 @@ from . import ondisk, origin, whiteout
 from . import syscalls as sc
 from .branch import Branch, FdCache, RealDir
 from .nodes import Dir, Node, NodeTable
+from .quota import Ledger
+from .walk import Walk, is_opaque
+from .walk import oserror as oserror
 from .whiteout import Dialect, TempNames, WhiteoutMaker
 
 _S_IFDIR = stat.S_IFDIR
@@ -32,11 +35,6 @@ _OWNER_WX = stat.S_IWUSR | stat.S_IXUSR
 Found = tuple[Node, os.stat_result]
 
 
-def oserror(number: int, name: bytes | None = None) -> OSError:
-    """The OSError of errno *number*."""
-    return OSError(number, os.strerror(number), name)
-
-
 class Policy(NamedTuple):
     """What the mount options say to the core."""
 
@@ -45,6 +43,7 @@ class Policy(NamedTuple):
     volatile: bool = False
     read_only: bool = False
     overrides_modes: bool = True
+    follow_metacopy: bool = False
 
 
 class OwnerMayWrite:
@@ -105,6 +104,8 @@ class Stack:
         self.mixed_fs = any(b.fs_index for b in lowers)
         branches = [upper, *lowers] if upper is not None else lowers
         self.name_max = max(os.fstatvfs(b.root_fd).f_namemax for b in branches)
+        # Counts what the upper holds; None without a limit.
+        self.ledger: Ledger | None = None
         # Nodes whose attributes copy-up changed; a door that caches empties the list.
         self.changed: list[Node] = []
         self._writable: Writable | None = None
@@ -187,6 +188,27 @@ class Stack:
         dir_fd, name = self.place(node)
         return os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
 
+    # --- the limit ---------------------------------------------------------------------------
+
+    def before(self, node: Node) -> os.stat_result | None:
+        """What recount() has to know from before a change; None where nothing is counted."""
+        return None if self.ledger is None else self.stat(node)
+
+    def recount(self, node: Node, before: os.stat_result | None) -> None:
+        """After the blocks of the upper object of *node* may have changed."""
+        if before is None or self.ledger is None or node.flags & nd.DEAD:
+            return
+        after = self.stat(node)
+        if after.st_nlink or node.handles:
+            self.ledger.changed(before, after)
+
+    def recount_directory(self, directory: RealDir) -> None:
+        """After names came to or went from a directory of the upper, or marks did."""
+        if self.ledger is not None:
+            self.ledger.directory_changed(directory.at())
+
+    # --- paths ---------------------------------------------------------------------------------
+
     def object_path(self, node: Node) -> tuple[bytes, bool]:
         """(path, follow) for calls without an *at form, of the object itself."""
         if node.orphan >= 0:
@@ -246,7 +268,7 @@ class Stack:
             keys = sc.listxattr_at(name, low.fd)
             if not keys:
                 flags = nd.NO_XATTRS
-            elif self.dialect.metacopy in keys:
+            elif self.dialect.metacopy in keys and not self.policy.follow_metacopy:
                 raise oserror(errno.EPERM, name)
             elif st.st_size == 0 and self.dialect.whiteout in keys:
                 return None
@@ -340,7 +362,7 @@ class Stack:
         upper_fd = parent.upper.at()
         keys = sc.listxattr_at(name, upper_fd)
         dialect = self.dialect
-        walk = _Walk(self, parent, name)
+        walk = Walk(self, parent.lowers, name)
         if keys:
             if self.is_opaque(name, upper_fd, keys):
                 walk.stop = True
@@ -364,7 +386,7 @@ class Stack:
         return node, st
 
     def _lower_dir(self, parent: Dir, name: bytes, st: os.stat_result, index: int) -> Found:
-        walk = _Walk(self, parent, name)
+        walk = Walk(self, parent.lowers, name)
         lowers, low_st = walk.run(index, st)
         assert low_st is not None
         node = Dir(
@@ -376,9 +398,7 @@ class Stack:
 
     def is_opaque(self, name: bytes, dir_fd: int, keys: list[bytes]) -> bool:
         """Whether the directory *name* with attributes *keys* hides what is below it."""
-        if self.dialect.opaque not in keys:
-            return False
-        return sc.getxattr_at(name, dir_fd, self.dialect.opaque) == ondisk.OPAQUE_YES
+        return is_opaque(self.dialect, name, dir_fd, keys)
 
     def _fix_origin(self, parent: Dir, name: bytes, low: RealDir) -> None:
         """Store the origin of a merged upper directory that has none (ovl_fix_origin()).
@@ -391,6 +411,9 @@ class Stack:
             value = origin.of_object(low.branch, low.name, low.parent.at())
             sc.setxattr_at(name, parent.upper.at(), self.dialect.origin, value)
             self.mark_impure(parent)
+            if self.ledger is not None:
+                st = sc.lstat_at(name, parent.upper.at())
+                self.ledger.changed(st, st)
         except OSError:
             return
 
@@ -401,6 +424,7 @@ class Stack:
         with OwnerMayWrite(self, parent.upper):
             sc.setxattr(sc.fd_path(parent.upper.at()), self.dialect.impure, ondisk.IMPURE_YES)
         parent.impure = True
+        self.recount_directory(parent.upper)
 
     # --- what lies below ----------------------------------------------------------------------
 
@@ -423,125 +447,3 @@ class Stack:
         dir_fd = parent.upper.at()
         st = sc.lstat_or_none(name, dir_fd)
         return st is not None and whiteout.is_whiteout(self.dialect, st, name, dir_fd)
-
-
-class _Walk:
-    """Collects the lower directories that merge under one name, top-most first."""
-
-    __slots__ = ("name", "parents", "redirected", "stack", "stop", "xwhiteouts")
-
-    def __init__(self, stack: Stack, parent: Dir, name: bytes) -> None:
-        self.stack = stack
-        self.parents = parent.lowers
-        self.name: bytes | tuple[bytes, ...] = name
-        self.stop = False
-        self.redirected = False
-        self.xwhiteouts = False
-
-    def redirect(self, name: bytes, dir_fd: int) -> None:
-        """Apply the redirect mark of the directory found under *name* (ovl_check_redirect())."""
-        value = sc.getxattr_at(name, dir_fd, self.stack.dialect.redirect)
-        parts = _redirect_parts(value)
-        if not self.stack.policy.follow_redirects:
-            raise oserror(errno.EPERM, name)
-        self.redirected = True
-        if value.startswith(b"/"):
-            self.name = tuple(parts)
-            self.parents = tuple(b.root for b in self.stack.lowers)
-        elif isinstance(self.name, tuple):
-            self.name = (*self.name[:-1], value)
-        else:
-            self.name = value
-
-    def run(
-        self, index: int, first: os.stat_result | None
-    ) -> tuple[list[RealDir], os.stat_result | None]:
-        """Lower directories from position *index* on; *first* is the stat of that one if known.
-
-        Also gives the stat of the top-most, whose inode number the directory shows.
-        """
-        found: list[RealDir] = []
-        top = first
-        position = index
-        while not self.stop and position < len(self.parents):
-            low = self.parents[position]
-            position += 1
-            hit = self._step(low, first)
-            first = None
-            if hit is None:
-                continue
-            place, st = hit
-            top = top or st
-            before = self.parents
-            if low.branch.index < len(self.stack.lowers):  # the lowest one has nothing below it
-                self._read_marks(place)
-            found.append(place)
-            if self.parents is not before:
-                # Branch indexes of lowers start at 1: go on with the branch below this one.
-                position = low.branch.index
-        return found, top
-
-    def _step(
-        self, low: RealDir, known: os.stat_result | None
-    ) -> tuple[RealDir, os.stat_result] | None:
-        if isinstance(self.name, tuple):
-            reached = self._descend(low, self.name[:-1])
-            if reached is None:
-                return None
-            low, name = reached, self.name[-1]
-        else:
-            name = self.name
-        st = known or sc.lstat_or_none(name, low.at())
-        if st is None:
-            return None
-        if st.st_mode & _S_IFMT != _S_IFDIR:
-            self.stop = True  # a whiteout, or a file below a directory
-            return None
-        return low.child(name), st
-
-    def _descend(self, low: RealDir, parts: tuple[bytes, ...]) -> RealDir | None:
-        """Walk an absolute redirect in one branch; whiteouts and files on the way end it."""
-        stack = self.stack
-        for part in parts:
-            st = sc.lstat_or_none(part, low.at())
-            if st is None:
-                return None
-            if st.st_mode & _S_IFMT != _S_IFDIR:
-                self.stop = True
-                return None
-            keys = sc.listxattr_at(part, low.at())
-            if stack.is_opaque(part, low.at(), keys):
-                self.stop = True
-            low = low.child(part)
-        return low
-
-    def _read_marks(self, place: RealDir) -> None:
-        assert place.parent is not None
-        stack = self.stack
-        dir_fd = place.parent.at()
-        keys = sc.listxattr_at(place.name, dir_fd)
-        if not keys:
-            return
-        dialect = stack.dialect
-        if dialect.opaque in keys:
-            value = sc.getxattr_at(place.name, dir_fd, dialect.opaque)
-            if value == ondisk.OPAQUE_YES:
-                self.stop = True
-                return
-            if value == ondisk.OPAQUE_XWHITEOUTS:
-                place.branch.xwhiteouts = self.xwhiteouts = True
-        if dialect.redirect in keys:
-            self.redirect(place.name, dir_fd)
-
-
-def _redirect_parts(value: bytes) -> list[bytes]:
-    """Components of a redirect; EINVAL when malformed, EACCES for dots, as the kernel answers."""
-    absolute = value.startswith(b"/")
-    parts = value[1:].split(b"/") if absolute else [value]
-    if not absolute and b"/" in value:
-        raise oserror(errno.EINVAL, value)
-    if any(not part for part in parts):
-        raise oserror(errno.EINVAL, value)
-    if any(part in (b".", b"..") for part in parts):
-        raise oserror(errno.EACCES, value)
-    return parts

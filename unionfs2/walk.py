@@ -1,0 +1,248 @@
+"""The way down through the layers under one name, and what redirect marks do to it.
+
+Source: ovl_lookup(), ovl_lookup_layer() and ovl_check_redirect() in fs/overlayfs/namei.c. A walk
+begins with a name and the lower directories of its parent. Each directory met joins the merge;
+a redirect mark changes the name for the layers below, or leaves the parent's directories behind
+and starts again at the roots of the layers below; an opaque directory, a whiteout and a file end
+it. Absolute redirects pass through directories that may carry redirects of their own, and those
+change the path for the layers below in the same way.
+
+``find_data`` is the same way for a file: from one that holds attributes only (metacopy) down to
+the one that holds the data.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import TYPE_CHECKING
+
+from . import ondisk, whiteout
+from . import syscalls as sc
+from .branch import RealDir
+from .whiteout import Dialect
+
+if TYPE_CHECKING:
+    from .stack import Stack
+
+_S_IFDIR = stat.S_IFDIR
+_S_IFREG = stat.S_IFREG
+_S_IFMT = 0o170000
+
+
+def oserror(number: int, name: bytes | None = None) -> OSError:
+    """The OSError of errno *number*."""
+    return OSError(number, os.strerror(number), name)
+
+
+def is_opaque(dialect: Dialect, name: bytes, dir_fd: int, keys: list[bytes]) -> bool:
+    """Whether the directory *name* with attributes *keys* hides what is below it."""
+    if dialect.opaque not in keys:
+        return False
+    return sc.getxattr_at(name, dir_fd, dialect.opaque) == ondisk.OPAQUE_YES
+
+
+class Walk:
+    """Collects the lower directories that merge under one name, top-most first."""
+
+    __slots__ = ("name", "parents", "redirected", "stack", "stop", "xwhiteouts")
+
+    def __init__(self, stack: Stack, parents: tuple[RealDir, ...], name: bytes) -> None:
+        self.stack = stack
+        self.parents = parents
+        self.name: bytes | tuple[bytes, ...] = name
+        self.stop = False
+        self.redirected = False
+        self.xwhiteouts = False
+
+    def redirect(self, name: bytes, dir_fd: int) -> None:
+        """Apply the redirect mark of the object found under *name* (ovl_check_redirect())."""
+        value = self._read_redirect(name, dir_fd)
+        self.redirected = True
+        if value.startswith(b"/"):
+            self.name = tuple(_redirect_parts(value))
+            self.parents = tuple(b.root for b in self.stack.lowers)
+        elif isinstance(self.name, tuple):
+            self.name = (*self.name[:-1], value)
+        else:
+            self.name = value
+
+    def _read_redirect(self, name: bytes, dir_fd: int) -> bytes:
+        """The value of the mark; EINVAL, EACCES or EPERM for one that must not be followed."""
+        value = sc.getxattr_at(name, dir_fd, self.stack.dialect.redirect)
+        _redirect_parts(value)
+        if not self.stack.policy.follow_redirects:
+            raise oserror(errno.EPERM, name)
+        return value
+
+    def run(
+        self, index: int, first: os.stat_result | None
+    ) -> tuple[list[RealDir], os.stat_result | None]:
+        """Lower directories from position *index* on; *first* is the stat of that one if known.
+
+        Also gives the stat of the top-most, whose inode number the directory shows.
+        """
+        found: list[RealDir] = []
+        top = first
+        position = index
+        while not self.stop and position < len(self.parents):
+            low = self.parents[position]
+            position += 1
+            hit = self._step(low, first)
+            first = None
+            if hit is None:
+                continue
+            place, st = hit
+            top = top or st
+            before = self.parents
+            if not self._is_lowest(low):
+                self._read_marks(place)
+            found.append(place)
+            if self.parents is not before:
+                # Branch indexes of lowers start at 1: go on with the branch below this one.
+                position = low.branch.index
+        return found, top
+
+    def _is_lowest(self, low: RealDir) -> bool:
+        """Nothing is below the lowest layer, so its marks mean nothing."""
+        return low.branch.index >= len(self.stack.lowers)
+
+    def _step(
+        self, low: RealDir, known: os.stat_result | None
+    ) -> tuple[RealDir, os.stat_result] | None:
+        holder = self._holder(low)
+        if holder is None:
+            return None
+        low, name = holder
+        st = known or sc.lstat_or_none(name, low.at())
+        if st is None:
+            return None
+        if st.st_mode & _S_IFMT != _S_IFDIR:
+            self.stop = True  # a whiteout, or a file below a directory
+            return None
+        return low.child(name), st
+
+    def _holder(self, low: RealDir) -> tuple[RealDir, bytes] | None:
+        """(directory, name) to look at in the layer of *low*; None where the way ends before."""
+        if not isinstance(self.name, tuple):
+            return low, self.name
+        parts = self.name
+        reached = self._descend(low, parts[:-1])
+        return None if reached is None else (reached, parts[-1])
+
+    def _descend(self, low: RealDir, parts: tuple[bytes, ...]) -> RealDir | None:
+        """Walk an absolute redirect in one branch; whiteouts and files on the way end it.
+
+        Marks on the way speak about the layers below, not about the rest of the way in this one.
+        """
+        dialect = self.stack.dialect
+        for position, part in enumerate(parts):
+            dir_fd = low.at()
+            st = sc.lstat_or_none(part, dir_fd)
+            if st is None:
+                return None
+            if st.st_mode & _S_IFMT != _S_IFDIR:
+                self.stop = True
+                return None
+            if not self._is_lowest(low):
+                keys = sc.listxattr_at(part, dir_fd)
+                if is_opaque(dialect, part, dir_fd, keys):
+                    self.stop = True
+                elif dialect.redirect in keys:
+                    self._change_prefix(part, dir_fd, len(parts) - position)
+            low = low.child(part)
+        return low
+
+    def _change_prefix(self, name: bytes, dir_fd: int, rest: int) -> None:
+        """An ancestor was renamed: the path but for its last *rest* components is another one."""
+        assert isinstance(self.name, tuple)
+        value = self._read_redirect(name, dir_fd)
+        tail = self.name[-rest:]
+        if value.startswith(b"/"):
+            self.name = (*_redirect_parts(value), *tail)
+        else:
+            self.name = (*self.name[: -rest - 1], value, *tail)
+
+    def _read_marks(self, place: RealDir) -> None:
+        assert place.parent is not None
+        stack = self.stack
+        dir_fd = place.parent.at()
+        keys = sc.listxattr_at(place.name, dir_fd)
+        if not keys:
+            return
+        dialect = stack.dialect
+        if dialect.opaque in keys:
+            value = sc.getxattr_at(place.name, dir_fd, dialect.opaque)
+            if value == ondisk.OPAQUE_YES:
+                self.stop = True
+                return
+            if value == ondisk.OPAQUE_XWHITEOUTS:
+                place.branch.xwhiteouts = self.xwhiteouts = True
+        if dialect.redirect in keys:
+            self.redirect(place.name, dir_fd)
+
+    # --- data of files ---------------------------------------------------------------------------
+
+    def data(self, position: int) -> tuple[RealDir, bytes]:
+        """(directory, name) of the file that holds the data of the metacopy at *position*."""
+        dialect = self.stack.dialect
+        low = self.parents[position]
+        holder: tuple[RealDir, bytes] | None = (low, self._plain_name())
+        while holder is not None:
+            if self._is_data(holder):
+                return holder
+            if self._is_lowest(holder[0]):
+                break
+            before = self.parents
+            keys = sc.listxattr_at(holder[1], holder[0].at())
+            if dialect.redirect in keys:
+                self.redirect(holder[1], holder[0].at())
+            position = holder[0].branch.index if self.parents is not before else position + 1
+            holder, position = self._next_file(position)
+        raise oserror(errno.EIO, self._plain_name())
+
+    def _plain_name(self) -> bytes:
+        return self.name[-1] if isinstance(self.name, tuple) else self.name
+
+    def _is_data(self, holder: tuple[RealDir, bytes]) -> bool:
+        return self.stack.dialect.metacopy not in sc.listxattr_at(holder[1], holder[0].at())
+
+    def _next_file(self, position: int) -> tuple[tuple[RealDir, bytes] | None, int]:
+        """The next regular file under the name; None where anything else comes first."""
+        dialect = self.stack.dialect
+        while not self.stop and position < len(self.parents):
+            holder = self._holder(self.parents[position])
+            if holder is not None:
+                dir_fd = holder[0].at()
+                st = sc.lstat_or_none(holder[1], dir_fd)
+                if st is not None:
+                    regular = st.st_mode & _S_IFMT == _S_IFREG
+                    if not regular or whiteout.is_whiteout(dialect, st, holder[1], dir_fd):
+                        break
+                    return holder, position
+            position += 1
+        return None, position
+
+
+def find_data(
+    stack: Stack, parents: tuple[RealDir, ...], position: int, name: bytes
+) -> tuple[RealDir, bytes]:
+    """Where the data of file *name* in ``parents[position]`` is, which may be that file itself.
+
+    EIO when no layer below has it, as the kernel's lookup answers.
+    """
+    return Walk(stack, parents, name).data(position)
+
+
+def _redirect_parts(value: bytes) -> list[bytes]:
+    """Components of a redirect; EINVAL when malformed, EACCES for dots, as the kernel answers."""
+    absolute = value.startswith(b"/")
+    parts = value[1:].split(b"/") if absolute else [value]
+    if not absolute and b"/" in value:
+        raise oserror(errno.EINVAL, value)
+    if any(not part for part in parts):
+        raise oserror(errno.EINVAL, value)
+    if any(part in (b".", b"..") for part in parts):
+        raise oserror(errno.EACCES, value)
+    return parts
