@@ -74,6 +74,16 @@ def _set_size(stack: Stack, node: Node, size: int, handle: FileHandle | None) ->
 
     Only the first sets mtime on every file system when the size stays the same.
     """
+    before = stack.before(node)
+    if before is None or stack.ledger is None:
+        _resize(stack, node, size, handle)
+        return
+    with stack.ledger.writing_stopped(before):
+        _resize(stack, node, size, handle)
+        stack.recount(node, before)
+
+
+def _resize(stack: Stack, node: Node, size: int, handle: FileHandle | None) -> None:
     if handle is not None and handle.writable:
         sc.ftruncate(handle.fd, size)
         return
@@ -183,7 +193,9 @@ def set_xattr(
     copyup.whole(stack, node)
     node.flags &= ~_NOTHING_THERE
     path, follow = stack.object_path(node)
+    before = stack.before(node)
     sc.setxattr(path, disk_key, value, flags, follow_symlinks=follow)
+    stack.recount(node, before)
     if key == ondisk.ACL_ACCESS and caller is not None:
         _drop_sgid(stack, node, caller)
 
@@ -196,7 +208,9 @@ def remove_xattr(stack: Stack, node: Node, key: bytes, caller: Caller | None = N
         os.getxattr(path, disk_key, follow_symlinks=follow)
     copyup.whole(stack, node)
     path, follow = stack.object_path(node)
+    before = stack.before(node)
     sc.removexattr(path, disk_key, follow_symlinks=follow)
+    stack.recount(node, before)
     if key == ondisk.ACL_ACCESS and caller is not None:
         _drop_sgid(stack, node, caller)
 

@@ -14,12 +14,14 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Iterator
 
 from . import nodes as nd
 from . import ondisk, origin
 from . import syscalls as sc
 from .branch import RealDir
 from .nodes import Dir, Node
+from .quota import NAME_RESERVE, NO_ROOM, Room, charge, round_up, symlink_charge
 from .stack import OwnerMayWrite, Stack, oserror
 
 # Data goes in pieces as in the kernel (OVL_COPY_UP_CHUNK_SIZE), holes are skipped between them.
@@ -32,10 +34,13 @@ _SKIPPABLE = frozenset((errno.EOPNOTSUPP, errno.EPERM, errno.ENODATA))
 class CopyJob:
     """A regular file on its way up. ``run()`` touches nothing but its own two descriptors."""
 
-    __slots__ = ("_src", "_stack", "_tmp", "_tmp_name", "node", "size", "st")
+    __slots__ = ("_room", "_src", "_stack", "_tmp", "_tmp_name", "node", "size", "st")
 
-    def __init__(self, stack: Stack, node: Node, st: os.stat_result, size: int) -> None:
+    def __init__(
+        self, stack: Stack, node: Node, st: os.stat_result, size: int, room: Room = NO_ROOM
+    ) -> None:
         self._stack = stack
+        self._room = room.keep()
         self.node = node
         self.st = st
         self.size = size
@@ -44,8 +49,8 @@ class CopyJob:
         self._tmp_name = b""
         low = node.low
         assert low is not None
-        self._src = low.branch.open_file(node.name, low.at())
         try:
+            self._src = low.branch.open_file(node.name, low.at())
             self._tmp, self._tmp_name = _open_temp(stack)
         except OSError:
             self.close()
@@ -81,11 +86,15 @@ class CopyJob:
                 self._tmp_name = b""
             else:
                 sc.link_fd(self._tmp, node.name, upper.at())
+        if stack.ledger is not None:
+            stack.ledger.added(os.fstat(self._tmp))
+            self._room.release()
         _arrived(stack, node, self.st)
         _switch_handles(node, upper)
 
     def close(self) -> None:
         """Give back what is left; safe at any point."""
+        self._room.release()
         for fd in (self._src, self._tmp):
             if fd >= 0:
                 os.close(fd)
@@ -155,6 +164,8 @@ def _arrived(stack: Stack, node: Node, st: os.stat_result) -> None:
     stack.changed.append(node)
     if node.parent is not None:
         stack.changed.append(node.parent)  # its ctime, on tmpfs also its size
+        assert node.parent.upper is not None
+        stack.recount_directory(node.parent.upper)
     if node.flags & nd.NO_XATTRS:
         node.flags |= nd.NO_CAPABILITY
     node.flags &= ~nd.NO_XATTRS
@@ -166,25 +177,83 @@ def _arrived(stack: Stack, node: Node, st: os.stat_result) -> None:
     node.ino = stack.ino_of(stack.stat(node), stack.upper)
 
 
+# --- what a copy needs --------------------------------------------------------------------------
+
+
+def room(stack: Stack, *nodes: Node, size: int = 0, inodes: int = 0, names: int = 0) -> Room:
+    """Room for bringing *nodes* up with all missing ancestors, and for what is given besides.
+
+    *names*: how many new names get into directories. Without a limit it costs nothing.
+    """
+    if stack.ledger is None:
+        return NO_ROOM
+    missing: set[Dir] = set()
+    for node in nodes:
+        if node.low is not None:
+            st = stack.stat(node)
+            size += _copy_charge(node, st, st.st_size)
+            inodes += 1
+            names += 1
+        _missing(node, missing)
+    names += bool(missing)
+    size += len(missing) * stack.ledger.empty_directory + names * NAME_RESERVE
+    return stack.ledger.room(size, inodes + len(missing))
+
+
+def _missing(node: Node, found: set[Dir]) -> None:
+    """Add the directories that have to be copied up for *node* to *found*."""
+    here = node if isinstance(node, Dir) else node.parent
+    while here is not None and here.upper is None:
+        found.add(here)
+        here = here.parent
+
+
+def _copy_charge(node: Node, st: os.stat_result, size: int) -> int:
+    """What the copy of a lower non-directory takes at most, of its first *size* bytes."""
+    if stat.S_ISLNK(st.st_mode):
+        return symlink_charge(st.st_size)
+    if not node.is_regular or not size:
+        return 0
+    if charge(st) == round_up(st.st_size):
+        return round_up(size)
+    low = node.low
+    assert low is not None
+    fd = low.branch.open_file(node.name, low.at())
+    try:
+        return sum(round_up(length) for _, length in _pieces(fd, size))
+    finally:
+        os.close(fd)
+
+
 # --- data ---------------------------------------------------------------------------------------
 
 
 def copy_data(src: int, dst: int, size: int) -> None:
     """Copy *size* bytes, leaving out holes between pieces of 1 MiB (ovl_copy_up_file())."""
+    for offset, length in _pieces(src, size):
+        done = 0
+        while done < length:
+            done += _copy_piece(src, dst, offset + done, length - done)
+    if os.fstat(dst).st_size < size:
+        sc.ftruncate(dst, size)
+
+
+def _pieces(src: int, size: int) -> Iterator[tuple[int, int]]:
+    """(offset, length) of what is copied of the first *size* bytes."""
     offset = 0
     while offset < size:
         try:
             offset = max(offset, os.lseek(src, offset, os.SEEK_DATA))
         except OSError as exc:
             if exc.errno == errno.ENXIO:
-                break  # nothing but a hole up to the end
+                return  # nothing but a hole up to the end
             if exc.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
                 raise
         if offset >= size:
-            break
-        offset += _copy_piece(src, dst, offset, min(_CHUNK, size - offset))
-    if os.fstat(dst).st_size < size:
-        sc.ftruncate(dst, size)
+            return
+        length = min(_CHUNK, size - offset)
+        yield offset, length
+        offset += length
 
 
 def _copy_piece(src: int, dst: int, offset: int, length: int) -> int:
@@ -328,8 +397,9 @@ def _copy_chain(stack: Stack, node: Dir) -> None:
     while here is not None and here.upper is None:
         chain.append(here)
         here = here.parent
-    for missing in reversed(chain):
-        _copy_directory(stack, missing)
+    with room(stack, node):
+        for missing in reversed(chain):
+            _copy_directory(stack, missing)
 
 
 def _copy_directory(stack: Stack, node: Dir) -> None:
@@ -362,6 +432,9 @@ def _copy_directory(stack: Stack, node: Dir) -> None:
     node.upper = parent.upper.child(node.name)
     node.whiteouts = True
     node.flags &= ~nd.NO_XATTRS
+    if stack.ledger is not None:
+        stack.ledger.added(os.stat(node.upper.at()))
+        stack.recount_directory(parent.upper)
     stack.changed += (node, parent)
 
 
@@ -399,12 +472,17 @@ def prepare(stack: Stack, node: Node, *, limit: int | None = None) -> CopyJob | 
         raise oserror(errno.EEXIST, node.name)
     st = stack.stat(node)
     check_mapped(st, node.name)
-    directory(stack, parent)
-    stack.mark_impure(parent)
-    if node.is_regular:
-        size = st.st_size if limit is None else min(limit, st.st_size)
-        return CopyJob(stack, node, st, size)
-    _copy_special(stack, node, st, w.names.next())
+    size = st.st_size if limit is None else min(limit, st.st_size)
+    needed = NO_ROOM
+    if stack.ledger is not None:
+        charged = _copy_charge(node, st, size)
+        needed = room(stack, parent, size=charged, inodes=1, names=1)
+    with needed:
+        directory(stack, parent)
+        stack.mark_impure(parent)
+        if node.is_regular:
+            return CopyJob(stack, node, st, size, needed)
+        _copy_special(stack, node, st, w.names.next())
     return None
 
 
@@ -435,6 +513,8 @@ def _copy_special(stack: Stack, node: Node, st: os.stat_result, temp: bytes) -> 
     except OSError:
         _discard(stack, temp)
         raise
+    if stack.ledger is not None:
+        stack.ledger.added(sc.lstat_at(node.name, upper.at()))
     _arrived(stack, node, st)
 
 

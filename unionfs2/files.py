@@ -9,9 +9,10 @@ import time
 
 from . import attrs, copyup, creds, protect
 from . import syscalls as sc
-from .handles import FileHandle
+from .handles import FileHandle, write_whole
 from .model import Caller
 from .nodes import Node
+from .quota import Ledger
 from .stack import Stack, oserror
 
 # What a caller asked for that the real file must not see: the offset of a write comes with the
@@ -63,8 +64,11 @@ def open_file(stack: Stack, node: Node, flags: int, caller: Caller | None = None
         copyup.whole(stack, node, limit=copy_limit(flags))
         if flags & os.O_TRUNC and caller is not None:
             _drop_privileges_on_truncate(stack, node, caller)
+    before = stack.before(node) if flags & os.O_TRUNC else None
     fd = attrs.open_object(stack, node, passed_flags(flags))
-    return adopt(node, fd, flags)
+    if before is not None:
+        stack.recount(node, before)
+    return adopt(stack, node, fd, flags)
 
 
 def _drop_privileges_on_truncate(stack: Stack, node: Node, caller: Caller) -> None:
@@ -89,13 +93,37 @@ def _loses_sgid(st: os.stat_result, caller: Caller) -> bool:
     return st.st_gid not in creds.groups_of(caller) and not creds.keeps_sgid(caller)
 
 
-def adopt(node: Node, fd: int, flags: int) -> FileHandle:
+def adopt(stack: Stack, node: Node, fd: int, flags: int) -> FileHandle:
     """A handle for an open descriptor of *node*."""
     handle = FileHandle(fd, node, flags, in_upper=node.low is None)
+    if stack.ledger is not None and handle.in_upper:
+        _open_account(stack.ledger, handle)
     if node.handles is None:
         node.handles = []
     node.handles.append(handle)
     return handle
+
+
+def _open_account(ledger: Ledger, handle: FileHandle) -> None:
+    node = handle.node
+    if node.orphan >= 0 and not node.handles:
+        # Through /proc/self/fd: a file without a name is counted as long as it is open.
+        st = os.fstat(handle.fd)
+        if not st.st_nlink:
+            ledger.added(st)
+    if handle.writable:
+        handle.account = ledger.open_file(handle.fd)
+
+
+def _close_account(ledger: Ledger, handle: FileHandle) -> None:
+    node = handle.node
+    if handle.account is not None:
+        ledger.close_file(handle.account, handle.fd)
+        handle.account = None
+    if node.parent is None and node.handles == [handle]:
+        st = os.fstat(handle.fd)
+        if not st.st_nlink:
+            ledger.removed(st)
 
 
 def read(handle: FileHandle, offset: int, size: int) -> bytes:
@@ -104,23 +132,12 @@ def read(handle: FileHandle, offset: int, size: int) -> bytes:
 
 
 def write(handle: FileHandle, offset: int, data: bytes | memoryview) -> int:
-    """All of *data*, or an error; what was written before an error counts."""
+    """All of *data*, or an error; what was written before an error or a limit counts."""
     if not handle.writable:
         raise oserror(errno.EBADF)
-    fd = handle.fd
-    done = sc.pwrite(fd, data, offset)
-    if done == len(data):
-        return done
-    view = memoryview(data)
-    while done < len(data):
-        try:
-            more = sc.pwrite(fd, view[done:], offset + done)
-        except OSError:
-            break
-        if not more:
-            break
-        done += more
-    return done
+    if handle.account is not None:
+        return handle.account.write(handle.fd, offset, data)
+    return write_whole(handle.fd, data, offset)
 
 
 def sync(stack: Stack, handle: FileHandle, *, data_only: bool) -> None:
@@ -147,6 +164,8 @@ def atime_is_due(handle: FileHandle) -> bool:
 def release(stack: Stack, handle: FileHandle) -> None:
     """Close; the node may go with its last handle."""
     node = handle.node
+    if stack.ledger is not None and handle.in_upper:
+        _close_account(stack.ledger, handle)
     os.close(handle.fd)
     handle.fd = -1
     if node.handles is not None:

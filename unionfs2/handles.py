@@ -10,21 +10,42 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from . import syscalls as sc
+
 if TYPE_CHECKING:
     from .model import Entry
     from .nodes import Dir, Node
+    from .quota import Account
+
+
+def write_whole(fd: int, data: bytes | memoryview, offset: int) -> int:
+    """All of *data*, or an error; what was written before an error counts."""
+    done = sc.pwrite(fd, data, offset)
+    if done == len(data):
+        return done
+    view = memoryview(data)
+    while done < len(data):
+        try:
+            more = sc.pwrite(fd, view[done:], offset + done)
+        except OSError:
+            break
+        if not more:
+            break
+        done += more
+    return done
 
 
 class FileHandle:
     """``fd`` is the handle's number towards the door, too: unique while it is open."""
 
-    __slots__ = ("fd", "flags", "in_upper", "node")
+    __slots__ = ("account", "fd", "flags", "in_upper", "node")
 
     def __init__(self, fd: int, node: Node, flags: int, *, in_upper: bool) -> None:
         self.fd = fd
         self.node = node
         self.flags = flags  # as the caller gave them to open(2)
         self.in_upper = in_upper
+        self.account: Account | None = None  # of a file that is open for writing, with a limit
 
     @property
     def writable(self) -> bool:

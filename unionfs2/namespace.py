@@ -22,6 +22,7 @@ from . import syscalls as sc
 from .creds import Actor
 from .model import Caller
 from .nodes import Dir, Node
+from .quota import symlink_charge
 from .stack import Found, Stack, oserror
 
 # Makes the object called name in a directory: (name, dir_fd, mode) -> None.
@@ -73,17 +74,27 @@ class Creator:
         def make(at_name: bytes, dir_fd: int, _: int) -> None:
             sc.symlink(target, at_name, dir_fd=dir_fd)
 
-        return self._make(parent, name, stat.S_IFLNK | 0o777, caller, make)
+        size = symlink_charge(len(target))
+        return self._make(parent, name, stat.S_IFLNK | 0o777, caller, make, size)
 
     def mkdir(self, parent: Dir, name: bytes, mode: int, caller: Caller) -> Found:
         def make(at_name: bytes, dir_fd: int, bits: int) -> None:
             sc.mkdir(at_name, stat.S_IMODE(bits), dir_fd=dir_fd)
 
-        return self._make(parent, name, stat.S_IFDIR | stat.S_IMODE(mode), caller, make)
+        ledger = self._stack.ledger
+        size = 0 if ledger is None else ledger.empty_directory
+        return self._make(parent, name, stat.S_IFDIR | stat.S_IMODE(mode), caller, make, size)
 
-    def _make(self, parent: Dir, name: bytes, mode: int, caller: Caller, make: _Maker) -> Found:
-        stack = self._stack
+    def _make(
+        self, parent: Dir, name: bytes, mode: int, caller: Caller, make: _Maker, size: int = 0
+    ) -> Found:
+        """*size*: bytes that the object takes, where somebody counts."""
         self._check_new(parent, name)
+        with copyup.room(self._stack, parent, size=size, inodes=1, names=1):
+            return self._make_now(parent, name, mode, caller, make)
+
+    def _make_now(self, parent: Dir, name: bytes, mode: int, caller: Caller, make: _Maker) -> Found:
+        stack = self._stack
         upper = copyup.directory(stack, parent)
         upper_fd = upper.at()
         opaque = False
@@ -97,6 +108,9 @@ class Creator:
             opaque = stat.S_ISDIR(mode)
         st = sc.lstat_at(name, upper_fd)
         st = self._give_group(parent, name, upper_fd, caller, st)
+        if stack.ledger is not None:
+            stack.ledger.added(st)
+            stack.recount_directory(upper)
         node = self._new_node(parent, name, st)
         if opaque:
             node.flags |= nd.OPAQUE
@@ -150,6 +164,7 @@ class Creator:
         stack = self._stack
         assert parent.upper is not None
         upper_fd = parent.upper.at()
+        mark = None if stack.ledger is None else sc.lstat_at(name, upper_fd)
         parent_st = os.stat(upper_fd)
         default = _default_acl(upper_fd) if not stat.S_ISLNK(mode) else None
         access = None
@@ -176,6 +191,8 @@ class Creator:
         except OSError:
             _remove_temp(stack, temp, is_dir=stat.S_ISDIR(mode))
             raise
+        if mark is not None:
+            removed(stack, mark)
         if stat.S_ISDIR(mode):
             _remove_temp(stack, temp, is_dir=False)
 
@@ -204,8 +221,14 @@ class Creator:
         protect.check_metadata(stack, node)
         if node.parent is None and node.low is not None:
             raise oserror(errno.ENOENT, name)
+        with copyup.room(stack, node, parent, names=1):
+            return self._link_now(node, parent, name)
+
+    def _link_now(self, node: Node, parent: Dir, name: bytes) -> Found:
+        stack = self._stack
         copyup.whole(stack, node)
-        upper_fd = copyup.directory(stack, parent).at()
+        upper = copyup.directory(stack, parent)
+        upper_fd = upper.at()
         if node.flags & nd.ORIGIN:
             stack.mark_impure(parent)
         try:
@@ -213,6 +236,7 @@ class Creator:
         except FileExistsError:
             if not stack.upper_whiteout(parent, name):
                 raise
+            mark = None if stack.ledger is None else sc.lstat_at(name, upper_fd)
             temp = stack.w.names.next()
             self._link_to(node, temp, stack.w.work_fd)
             try:
@@ -220,6 +244,9 @@ class Creator:
             except OSError:
                 _remove_temp(stack, temp, is_dir=False)
                 raise
+            if mark is not None:
+                removed(stack, mark)
+        stack.recount_directory(upper)
         st = sc.lstat_at(name, upper_fd)
         stack.nodes.link_key(node, (st.st_dev, st.st_ino))
         stack.nodes.attach(node, parent, name)
@@ -239,12 +266,13 @@ class Creator:
         """Remove a non-directory; leaves a whiteout where a lower object would come back."""
         stack = self._stack
         _ = stack.w
-        node, _st = stack.require(parent, name)
+        node, st = stack.require(parent, name)
         if node.is_dir:
             raise oserror(errno.EISDIR, name)
         protect.check_remove(stack, parent, node)
         hide = node.low is not None or stack.lower_positive(parent, name)
-        upper_fd = copyup.directory(stack, parent).at()
+        upper = copyup.directory(stack, parent)
+        upper_fd = upper.at()
         with Keeping(stack, node, parent, name):
             if node.low is not None:
                 stack.w.whiteouts.put(name, upper_fd)
@@ -252,6 +280,8 @@ class Creator:
                 self._replace_by_whiteout(name, upper_fd)
             else:
                 sc.unlink(name, dir_fd=upper_fd)
+        given_back(stack, node, st)
+        stack.recount_directory(upper)
         dropped(stack, node, parent, name)
         return node
 
@@ -269,7 +299,7 @@ class Creator:
         """Remove a directory that looks empty (ovl_do_remove())."""
         stack = self._stack
         _ = stack.w
-        node, _st = stack.require(parent, name)
+        node, st = stack.require(parent, name)
         if not isinstance(node, Dir):
             raise oserror(errno.ENOTDIR, name)
         protect.check_remove(stack, parent, node)
@@ -277,7 +307,8 @@ class Creator:
         marks: list[bytes] = []
         if hide or not node.pure_upper:
             marks = merge.whiteouts_of_empty(stack, node)
-        upper_fd = copyup.directory(stack, parent).at()
+        upper = copyup.directory(stack, parent)
+        upper_fd = upper.at()
         with Keeping(stack, node, parent, name):
             if node.upper is None:
                 stack.w.whiteouts.put(name, upper_fd)
@@ -290,6 +321,8 @@ class Creator:
                 discard_directory(stack, temp, marks)
             else:
                 sc.rmdir(name, dir_fd=upper_fd)
+        given_back(stack, node, st)
+        stack.recount_directory(upper)
         dropped(stack, node, parent, name)
         node.flags |= nd.DEAD
         return node
@@ -319,12 +352,29 @@ def discard_directory(stack: Stack, temp: bytes, marks: list[bytes]) -> None:
         fd = sc.open_dir(temp, stack.w.work_fd)
         try:
             for mark in marks:
+                if stack.ledger is not None:
+                    removed(stack, sc.lstat_at(mark, fd))
                 sc.unlink(mark, dir_fd=fd)
         finally:
             os.close(fd)
     except OSError:
         pass
     _remove_temp(stack, temp, is_dir=True)
+
+
+def removed(stack: Stack, st: os.stat_result) -> None:
+    """Give back an object of the upper whose name went, if that was the last one."""
+    if stack.ledger is not None and (stat.S_ISDIR(st.st_mode) or st.st_nlink == 1):
+        stack.ledger.removed(st)
+
+
+def given_back(stack: Stack, node: Node | None, st: os.stat_result) -> None:
+    """A name of *node*, or of a whiteout, went from the disk; *st* is from before.
+
+    What is open stays counted until its last handle is closed (files.release()).
+    """
+    if node is None or (node.in_upper and not node.handles):
+        removed(stack, st)
 
 
 class Keeping:

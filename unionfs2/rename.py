@@ -37,9 +37,14 @@ def rename(stack: Stack, old: Place, new: Place, flags: int) -> None:
         return  # two names of one file, or one name twice: nothing happens (rename(2))
     if flags & sc.RENAME_EXCHANGE:
         assert target is not None
-        _exchange(stack, old, new, source, target)
+        with copyup.room(stack, source, target, old.parent, new.parent):
+            _exchange(stack, old, new, source, target)
     else:
-        _move(stack, old, new, source, target)
+        with copyup.room(stack, source, old.parent, new.parent):
+            _move(stack, old, new, source, target)
+    for place in (old, new):
+        assert place.parent.upper is not None
+        stack.recount_directory(place.parent.upper)
 
 
 def check(stack: Stack, old: Place, new: Place, flags: int) -> tuple[Node, Node | None]:
@@ -114,6 +119,7 @@ def _move(stack: Stack, old: Place, new: Place, source: Node, target: Node | Non
     flags, clean = _flags(source, hide=hide, over_whiteout=over_whiteout)
     assert old.parent.upper is not None
     old_fd = old.parent.upper.at()
+    replaced = _replaced(stack, new, target, over_whiteout=over_whiteout)
     with namespace.Keeping(stack, target, new.parent, new.name):
         if marks and isinstance(target, Dir):
             _clear(stack, target, marks)
@@ -121,15 +127,28 @@ def _move(stack: Stack, old: Place, new: Place, source: Node, target: Node | Non
             sc.rename(old.name, old_fd, new.name, new_fd, flags)
         except OSError:
             if marks and isinstance(target, Dir):
-                _is_twin(stack, target)
+                _is_twin(stack, target, replaced)
             raise
     if clean:
         _unlink_quietly(old.name, old_fd)
+    if replaced is not None and (target is not None or not hide):
+        namespace.given_back(stack, target, replaced)
     if target is not None:
         namespace.dropped(stack, target, new.parent, new.name)
         if target.is_dir:
             target.flags |= nd.DEAD
     _moved(stack, source, old, new)
+
+
+def _replaced(
+    stack: Stack, new: Place, target: Node | None, *, over_whiteout: bool
+) -> os.stat_result | None:
+    """What of the upper goes when something is moved to *new*; None where nothing is counted."""
+    if stack.ledger is None or new.parent.upper is None:
+        return None
+    if target is not None:
+        return stack.stat(target)
+    return sc.lstat_at(new.name, new.parent.upper.at()) if over_whiteout else None
 
 
 def _flags(source: Node, *, hide: bool, over_whiteout: bool) -> tuple[int, bool]:
@@ -175,6 +194,8 @@ def _mark_opaque(stack: Stack, node: Node, place: Place, into: Dir) -> None:
             raise
         raise oserror(errno.EXDEV, place.name) from None
     node.flags |= nd.OPAQUE
+    if stack.ledger is not None:
+        stack.recount_directory(place.parent.upper.child(place.name))
 
 
 def _moved(stack: Stack, node: Node, old: Place, new: Place) -> None:
@@ -221,7 +242,7 @@ def _make_twin(stack: Stack, upper_fd: int, twin: bytes) -> None:
         os.close(fd)
 
 
-def _is_twin(stack: Stack, node: Dir) -> None:
+def _is_twin(stack: Stack, node: Dir, replaced: os.stat_result | None) -> None:
     """*node* is now an empty opaque directory of the upper: it has outlived the rename."""
     assert node.upper is not None
     assert stack.upper is not None
@@ -229,7 +250,11 @@ def _is_twin(stack: Stack, node: Dir) -> None:
     node.whiteouts = node.impure = False
     node.index = None
     node.flags = node.flags & ~nd.ORIGIN | nd.OPAQUE
-    node.ino = stack.ino_of(os.stat(node.upper.at()), stack.upper)
+    st = os.stat(node.upper.at())
+    if stack.ledger is not None and replaced is not None:
+        stack.ledger.removed(replaced)
+        stack.ledger.added(st)
+    node.ino = stack.ino_of(st, stack.upper)
     stack.changed.append(node)
 
 

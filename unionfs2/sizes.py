@@ -35,7 +35,8 @@ def parse_size(text: str, name: str = "size") -> int:
         why = "a size cannot be negative" if text.startswith("-") else "that is not a size"
         raise OptionError(f'option "{name}" got "{shown}", {why}: write it like 512M or 10G')
     decimals = match[2] or ""
-    value = (int(match[1] + decimals) << _UNITS[(match[3] or "b").lower()]) // 10 ** len(decimals)
+    divisor = int("1" + "0" * len(decimals))
+    value = (int(match[1] + decimals) << _UNITS[(match[3] or "b").lower()]) // divisor
     if value > SIZE_MAX:
         raise OptionError(f'option "{name}" got "{text}", which is too large: the most is 8191P')
     return value

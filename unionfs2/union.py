@@ -136,8 +136,10 @@ class UnionFS:
         return os.readlink(path)
 
     def statfs(self) -> os.statvfs_result:
-        """statvfs of the upper, of the top-most lower without one."""
-        return os.fstatvfs(self.root.top.at())
+        """statvfs of the upper, of the top-most lower without one; a limit shows."""
+        real = os.fstatvfs(self.root.top.at())
+        ledger = self.stack.ledger
+        return real if ledger is None else ledger.statfs(real)
 
     @property
     def name_max(self) -> int:
@@ -251,7 +253,7 @@ class UnionFS:
     ) -> tuple[FileHandle, os.stat_result]:
         """A new regular file, open."""
         node, st, fd = self._creator.create(parent, name, mode, files.passed_flags(flags), caller)
-        handle = files.adopt(node, fd, flags)
+        handle = files.adopt(self.stack, node, fd, flags)
         self.files[handle.fd] = handle
         return handle, st
 

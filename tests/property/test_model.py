@@ -10,6 +10,7 @@ import stat
 import tempfile
 from collections.abc import Callable
 from pathlib import Path as OsPath
+from typing import ClassVar
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -62,6 +63,7 @@ class CoreAndModel(RuleBasedStateMachine):
     """Every rule does one operation on both and compares; the invariants compare what is there."""
 
     userxattr = False
+    options: ClassVar[dict[str, int]] = {}  # of the mount, besides its layers
     base = ""  # holds the directories of all histories, and goes with them whatever happens
 
     def __init__(self) -> None:
@@ -85,6 +87,7 @@ class CoreAndModel(RuleBasedStateMachine):
             upper=os.fsencode(places[0]),
             work=os.fsencode(self.home / "work"),
             userxattr=self.userxattr,
+            **self.options,  # type: ignore[arg-type]  # each field's own type
         )
         self.upper = places[0]
         self.model = ModelUnion(trees[0], trees[1:])
