@@ -31,6 +31,7 @@ LEVELS: Final[dict[str, tuple[str, ...]]] = {
         "4b storage": (
             "storelayout storerecord storefiles storetrees storecopy storelock storehome"
             " storeindex storestaging storeread storestructure storetrash layers"
+            " storecheck storerepair storeprune"
             " treeview treecompare changes layersource rebasing"
         ),
         "5 mounters": (

@@ -29,11 +29,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Final
 
-from . import mountcalls, ondisk, storelayout
+from . import ondisk, storelayout
 from .errors import (
     CommittedError,
     DepthError,
-    LayerInUseError,
     QuotaError,
     StoreError,
     show,
@@ -48,7 +47,7 @@ from .storemodel import LayerId, Quota
 from .storeread import Layer, open_layer, opened_diff, read_layer, read_record
 from .storerecord import DialectName, Record, format_record
 from .storestaging import Staging, is_abandoned
-from .storestructure import Structure, refuse_children
+from .storestructure import Structure, refuse_children, refuse_mounted
 from .storetrash import clear_staging, delete_trash, empty_trash
 from .storetrees import Undeleted
 
@@ -324,7 +323,7 @@ class LayerStore:
         staging.seal(link, lower, record, committed=commit, filled=filled)
         link = self._structure.appear(new, parent, link, lower, staging)
         chain = (parent.id, *parent.chain) if parent is not None else ()
-        return Layer(new, link, lower, chain, commit, record)
+        return Layer(new, link, lower, chain, commit, commit, record)
 
     def _lower_on(self, new: LayerId, parent: Layer | None) -> tuple[str, ...]:
         """The lower of a layer on *parent*. Raises DepthError."""
@@ -409,15 +408,7 @@ class LayerStore:
                 f"layer {show(layer.id)} is committed and never changes again: create a layer"
                 " on top of it"
             )
-        self._refuse_mounted(layer.id)
-
-    def _refuse_mounted(self, layer: LayerId) -> None:
-        mounts = mountcalls.mounts_below(self.layer_path(layer))
-        if mounts:
-            raise LayerInUseError(
-                f"layer {show(layer)} is in use: {show(mounts[0].target)} is mounted;"
-                " unmount it first"
-            )
+        refuse_mounted(self._home, layer.id)
 
     def update_record(
         self, layer: LayerId, *, lock: LayerLock | None = None, **fields: Any
@@ -472,9 +463,9 @@ class LayerStore:
         return self.layer(target)
 
     def _refuse_commit(self, layer: Layer) -> None:
-        if layer.committed and not self.children(layer.id):
+        if layer.frozen:
             raise CommittedError(f"layer {show(layer.id)} is committed already")
-        self._refuse_mounted(layer.id)
+        refuse_mounted(self._home, layer.id)
 
     # --- removing ---------------------------------------------------------------------------------
 
@@ -486,7 +477,7 @@ class LayerStore:
         unless it is the last sync that failed.
         """
         with self._locked(layer, lock) as held:
-            self._refuse_mounted(layer)
+            refuse_mounted(self._home, layer)
             trashed = self._structure.take_out(layer)
             # Before anything is deleted: who waits for the layer learns at once that it is gone.
             held.close()

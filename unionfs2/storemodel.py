@@ -72,11 +72,11 @@ class Applied(NamedTuple):
 
 
 class IdRange(NamedTuple):
-    """*count* ids: *container* and up inside, *host* and up on the disk."""
+    """*length* ids: *container* and up inside, *host* and up on the disk."""
 
     container: int
     host: int
-    count: int
+    length: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +119,7 @@ def _map_id(ranges: tuple[IdRange, ...], number: int, what: str, *, to_host: boo
         return number
     for item in ranges:
         source, target = (item.container, item.host) if to_host else (item.host, item.container)
-        if source <= number < source + item.count:
+        if source <= number < source + item.length:
             return target + number - source
     where = "in the container" if to_host else "on the disk"
     raise ArchiveError(

@@ -31,7 +31,8 @@ class Layer:
     link: str  # short name
     lower: tuple[str, ...]  # short names below, uppermost first
     chain: tuple[LayerId, ...]  # the layers that those mean
-    committed: bool  # never changes again: marked so, or has children
+    frozen: bool  # marked as committed
+    committed: bool  # never changes again: frozen, or has children
     record: Record
 
     @property
@@ -93,8 +94,9 @@ def read_layer(home: Home, index: Index, layer: LayerId) -> tuple[Layer, bool]:
     if home.links_reason is not None and lower:
         raise DamagedLayerError(f"layer {show(layer)} cannot be used: {home.links_reason}")
     chain, broken = _chain(index, layer, link, lower)
-    committed = marked or record.committed_as == layer or bool(index.children(layer))
-    return Layer(layer, link, lower, chain, committed, record), broken
+    frozen = marked or record.committed_as == layer
+    committed = frozen or bool(index.children(layer))
+    return Layer(layer, link, lower, chain, frozen, committed, record), broken
 
 
 def read_record(fd: int, layer: LayerId) -> Record:

@@ -18,7 +18,7 @@ from typing import Any, Final, Literal
 
 from . import ondisk
 from .errors import DamagedLayerError, show
-from .storelayout import damaged
+from .storelayout import damaged, is_short_name
 from .storemodel import Digest, LayerId, Quota, Size
 
 DialectName = Literal["trusted", "user"]
@@ -42,6 +42,10 @@ class Record:
     quota: Quota | None = None
     project_id: int | None = None
     committed_as: LayerId | None = None
+    #: Short names of the layer and of its parent once more: what repair goes by when the files
+    #: ``link`` or ``lower`` are lost. Nobody else reads them.
+    link: str | None = None
+    parent_link: str | None = None
     #: Keys of this version that this program does not know; they are kept.
     extra: Mapping[str, Any] = field(default_factory=dict)
 
@@ -69,6 +73,8 @@ def format_record(record: Record) -> bytes:
         "label": record.label,
         "quota": quota,
         "committed_as": record.committed_as,
+        "link": record.link,
+        "parent_link": record.parent_link,
     }
     return json.dumps(value, ensure_ascii=True, indent=1).encode() + b"\n"
 
@@ -76,12 +82,16 @@ def format_record(record: Record) -> bytes:
 def parse_record(layer: LayerId, text: bytes) -> Record:
     """What *text*, the ``layer.json`` of *layer*, says. Raises DamagedLayerError."""
     try:
-        value = json.loads(text)
+        value = json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as exc:
         raise damaged(layer, "layer.json", "is empty" if not text else "is not JSON") from exc
     if not isinstance(value, dict):
         raise damaged(layer, "layer.json", "is not a JSON object")
     return _Reader(layer, value).record()
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(name)  # NaN and the infinities are no JSON and no numbers to reckon with
 
 
 class _Reader:
@@ -106,6 +116,8 @@ class _Reader:
             quota=quota,
             project_id=project_id,
             committed_as=self._take("committed_as", None, _is_text, "a text"),
+            link=self._take("link", None, _is_short, "a short name"),
+            parent_link=self._take("parent_link", None, _is_short, "a short name"),
             extra=self._value,
         )
 
@@ -152,7 +164,7 @@ def _is_text(value: Any) -> bool:
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
 
 
 def _is_time(value: Any) -> bool:
@@ -165,6 +177,10 @@ def _is_dialect(value: Any) -> bool:
 
 def _is_digest(value: Any) -> bool:
     return isinstance(value, str) and _DIGEST.fullmatch(value) is not None
+
+
+def _is_short(value: Any) -> bool:
+    return isinstance(value, str) and value.isascii() and is_short_name(value.encode())
 
 
 def _is_size(value: Any) -> bool:

@@ -8,6 +8,7 @@ locked by its maker.
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 import stat
@@ -21,7 +22,6 @@ from .storefiles import (
     random_name,
     sync_all,
     write_file,
-    write_synced,
 )
 from .storehome import Home
 from .storelayout import format_link, format_lower
@@ -44,6 +44,7 @@ class Staging:
         self.base_fd = base_fd
         self.installed = False
         self.fd = -1
+        self._record = Record()
         self.path = os.path.join(staging_path(home, name), ondisk.DIFF_NAME)
 
     @classmethod
@@ -94,9 +95,12 @@ class Staging:
         is one commit instead of one per file.
         """
         owner = self._home.owner
+        self._record = dataclasses.replace(
+            record, link=link, parent_link=lower[0] if lower else None
+        )
         texts = {
             ondisk.LINK_NAME: format_link(link),
-            ondisk.RECORD_NAME: format_record(record),
+            ondisk.RECORD_NAME: format_record(self._record),
         }
         if lower:
             texts[ondisk.LOWER_NAME] = format_lower(lower)
@@ -129,8 +133,14 @@ class Staging:
 
     def relink(self, link: str) -> None:
         """Another short name, after a clash."""
-        sc.unlink(ondisk.LINK_NAME, dir_fd=self.base_fd)
-        write_synced(self.base_fd, ondisk.LINK_NAME, format_link(link), owner=self._home.owner)
+        self._record = dataclasses.replace(self._record, link=link)
+        texts = {
+            ondisk.LINK_NAME: format_link(link),
+            ondisk.RECORD_NAME: format_record(self._record),
+        }
+        for name in texts:
+            sc.unlink(name, dir_fd=self.base_fd)
+        sync_all(self._write_files(texts))
         sc.fsync(self.base_fd)
 
 

@@ -14,9 +14,16 @@ import errno
 import os
 import stat
 
-from . import ondisk, storelayout
+from . import mountcalls, ondisk, storelayout
 from . import syscalls as sc
-from .errors import HasChildrenError, LayerExistsError, StoreError, UnknownLayerError, show
+from .errors import (
+    HasChildrenError,
+    LayerExistsError,
+    LayerInUseError,
+    StoreError,
+    UnknownLayerError,
+    show,
+)
 from .storefiles import (
     names_in,
     open_dir,
@@ -215,12 +222,12 @@ class Structure:
             names = index.names_of(old.id)
             try:
                 for short in names:
-                    self._point(short, target)
+                    self.point(short, target)
                 self._mark(lock.fd)
             except OSError:
                 sc.rename(after, home.fd, before, home.fd)
                 for short in names:
-                    self._point(short, old.id)
+                    self.point(short, old.id)
                 remove_file(lock.fd, ondisk.COMMITTED_NAME)
                 raise
             index.rename(old.id, target)
@@ -238,7 +245,8 @@ class Structure:
         self._mark(fd)
         sc.fsync(fd)
 
-    def _point(self, short: str, layer: LayerId) -> None:
+    def point(self, short: str, layer: LayerId) -> None:
+        """Make ``l/<short>`` lead to *layer*, whatever was there. needs: store lock, exclusive."""
         symlink_atomic(self.home.links_fd, short.encode("ascii"), storelayout.link_target(layer))
 
     def take_out(self, layer: LayerId) -> bytes | None:
@@ -293,7 +301,7 @@ class Structure:
         for short, layer in wrong_links(index):
             st = sc.lstat_or_none(short.encode("ascii"), links_fd)
             if st is None or stat.S_ISLNK(st.st_mode):
-                self._point(short, layer)
+                self.point(short, layer)
         for layer in index.own:
             self._mend_mark(layer)
 
@@ -357,6 +365,15 @@ def wrong_links(index: Index) -> list[tuple[str, LayerId]]:
         for short, claimants in index.claims.items()
         if (owner := index.resolve(short)) in claimants and index.links.get(short) != owner
     ]
+
+
+def refuse_mounted(home: Home, layer: LayerId) -> None:
+    """Raise LayerInUseError when something is mounted at or below HOME/<id>."""
+    mounts = mountcalls.mounts_below(os.path.join(home.path, name_of_id(layer)))
+    if mounts:
+        raise LayerInUseError(
+            f"layer {show(layer)} is in use: {show(mounts[0].target)} is mounted; unmount it first"
+        )
 
 
 def refuse_children(index: Index, layer: LayerId, what: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterator
 
 from . import mountcalls, ondisk
 from .storefiles import names_in, open_dir
@@ -24,16 +25,30 @@ def empty_trash(home: Home) -> list[Undeleted]:
 
 def delete_trash(home: Home, name: bytes) -> list[Undeleted]:
     """Delete one entry of the trash, unless somebody else is at it."""
+    with _guard(home, name) as free:
+        return delete_tree(home.trash_fd, name) if free else []
+
+
+def is_forgotten(home: Home, name: bytes) -> bool:
+    """Whether nobody is deleting an entry of the trash."""
+    with _guard(home, name) as free:
+        return free
+
+
+@contextlib.contextmanager
+def _guard(home: Home, name: bytes) -> Iterator[bool]:
+    """Whether nobody else deletes the entry, and for the length of the block nobody will."""
     try:
         guard = open_dir(home.trash_fd, name)
     except OSError:
-        return delete_tree(home.trash_fd, name)
+        yield True
+        return
     try:
         with contextlib.suppress(OSError):
             # Not the layer's own lock: who waits for that must learn at once that it is gone.
             layer_fd, guard = guard, open_dir(guard, ondisk.DIFF_NAME)
             os.close(layer_fd)
-        return delete_tree(home.trash_fd, name) if try_lock(guard) else []
+        yield try_lock(guard)
     finally:
         os.close(guard)
 
