@@ -136,7 +136,9 @@ def write(handle: FileHandle, offset: int, data: bytes | memoryview) -> int:
     if not handle.writable:
         raise oserror(errno.EBADF)
     if handle.account is not None:
-        return handle.account.write(handle.fd, offset, data)
+        # The kernel makes EIO of a short answer to a direct write (fuse_get_res_by_io()).
+        whole = bool(handle.flags & os.O_DIRECT)
+        return handle.account.write(handle.fd, offset, data, whole=whole)
     return write_whole(handle.fd, data, offset)
 
 

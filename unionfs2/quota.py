@@ -384,11 +384,11 @@ class Account:
             self.booked = value
             self.size = st.st_size
 
-    def write(self, fd: int, offset: int, data: bytes | memoryview) -> int:
+    def write(self, fd: int, offset: int, data: bytes | memoryview, *, whole: bool = False) -> int:
         """Write as much as the limit allows; EDQUOT when that is nothing.
 
         Like ext4 and XFS: the blocks that are left are filled, which makes a short write, and
-        the next write fails.
+        the next write fails. *whole*: all or nothing.
         """
         end = offset + len(data)
         with self.lock:
@@ -404,6 +404,9 @@ class Account:
                 missing = holes(fd, offset & -BLOCK, round_up(end), self.size)
             need = sum(stop - start for start, stop in missing)
             taken = self._ledger.take_up_to(need)
+            if taken < need and whole:
+                self._ledger.book(-taken)
+                raise _refuse()
             if taken < need:
                 return self._write_part(fd, offset, data, missing, taken)
             done = 0
