@@ -64,3 +64,15 @@ def test_links_to_files_lead_somewhere(document: Path) -> None:
     targets = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text)
     local = [target for target in targets if "://" not in target]
     assert [target for target in local if not (document.parent / target).exists()] == []
+
+
+def test_the_format_has_every_name_that_reaches_a_disk() -> None:
+    text = (ROOT / "docs" / "on-disk-format.md").read_text(encoding="utf-8")
+    source = (ROOT / "unionfs2" / "ondisk.py").read_text(encoding="utf-8")
+    names = re.findall(
+        r'^(?:SUFFIX_\w+|\w+_NAME|\w+_SUFFIX): Final = b"(\S+)"', source, re.MULTILINE
+    )
+    assert len(names) > 30
+    assert [
+        name for name in names if not re.search(rf"\b{re.escape(name.lstrip('.'))}\b", text)
+    ] == []

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from typing import TypeVar
 
-from unionfs2.errors import EXIT_OK, exit_code_of, is_expected, sentence
+from unionfs2.errors import (
+    EXIT_OK,
+    EXIT_SOMEOK,
+    UnionFSError,
+    exit_code_of,
+    is_expected,
+    sentence,
+)
 from unionfs2.options import MountSpec, parse_options
+
+_T = TypeVar("_T")
 
 
 def guarded(program: str, command: Callable[[], int]) -> int:
@@ -36,6 +46,21 @@ def guarded(program: str, command: Callable[[], int]) -> int:
 def say(program: str, text: str) -> None:
     """One line for people, on standard error."""
     print(f"{program}: {text}", file=sys.stderr, flush=True)
+
+
+def for_each(program: str, targets: Iterable[_T], act: Callable[[_T], object]) -> int:
+    """Do *act* to each of *targets*; one that fails does not stop the others. Exit status."""
+    codes: list[int] = []
+    for target in targets:
+        try:
+            act(target)
+            codes.append(EXIT_OK)
+        except (UnionFSError, OSError) as exc:
+            say(program, sentence(exc))
+            codes.append(exit_code_of(exc))
+    if any(codes) and not all(codes):
+        return EXIT_SOMEOK
+    return max(codes, default=EXIT_OK)
 
 
 def read_spec(

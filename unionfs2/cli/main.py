@@ -1,7 +1,9 @@
-"""``unionfs2``: mount, unmount and list union mounts.
+"""``unionfs2``: mount, unmount and list union mounts; keep layers and images in a store.
 
 Called in any other way than with one of its verbs it is ``fuse-unionfs2``, because
 ``mount -t fuse.unionfs2`` runs ``unionfs2 SOURCE TARGET -o OPTIONS``.
+
+The verbs of mounts are here; those of the store are loaded when one of them is called.
 """
 
 from __future__ import annotations
@@ -10,41 +12,27 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from unionfs2 import __version__
 from unionfs2.cli import common
-from unionfs2.errors import (
-    EXIT_OK,
-    EXIT_SOMEOK,
-    EXIT_USAGE,
-    UnionFSError,
-    UsageError,
-    exit_code_of,
-    sentence,
-    show,
-)
+from unionfs2.cli.parser import COMMON, Parser, Verb, add_common, group, store_verb
+from unionfs2.errors import EXIT_OK, UsageError, show
 
 if TYPE_CHECKING:
+    from unionfs2.backends import Choice
     from unionfs2.mounts import MountStatus
 
-PROGRAM = "unionfs2"
-
-
-class _Parser(argparse.ArgumentParser):
-    """argparse with the exit status of mount(8) for a wrong command line."""
-
-    def error(self, message: str) -> None:  # type: ignore[override]  # never returns either way
-        self.print_usage(sys.stderr)
-        self.exit(EXIT_USAGE, f"{self.prog}: {message}\n")
+PROGRAM: Final = "unionfs2"
 
 
 def _mount(args: argparse.Namespace) -> int:
     target = os.fsencode(args.target)
+    backend: Choice = getattr(args, "backend", "auto")
     texts = [os.fsencode(text) for text in args.options]
     spec, _ = common.read_spec(texts, debug=args.debug, log=args.log, journal=args.journal)
     if args.foreground or spec.debug:
-        if args.backend == "native":
+        if backend == "native":
             raise UsageError(
                 "-f and -d are for a server process, which the native backend does not have: "
                 "leave them out or use --backend fuse"
@@ -58,7 +46,7 @@ def _mount(args: argparse.Namespace) -> int:
         if args.verbose:
             common.say(PROGRAM, f"using fuse: {reason}")
 
-    done = backends.mount(spec, target, args.backend, fuse=fork_mounter(), notice=notice)
+    done = backends.mount(spec, target, backend, fuse=fork_mounter(), notice=notice)
     for text in done.warnings:
         common.say(PROGRAM, f"warning: {text}")
     if args.verbose:
@@ -69,26 +57,20 @@ def _mount(args: argparse.Namespace) -> int:
 def _umount(args: argparse.Namespace) -> int:
     from unionfs2 import mounts  # noqa: PLC0415
 
-    codes: list[int] = []
-    for target in args.targets:
-        try:
-            notice = mounts.unmount(os.fsencode(target), lazy=args.lazy)
-            if notice:
-                common.say(PROGRAM, f"warning: {notice}")
-            codes.append(EXIT_OK)
-        except (UnionFSError, OSError) as exc:
-            common.say(PROGRAM, sentence(exc))
-            codes.append(exit_code_of(exc))
-    if any(codes) and not all(codes):
-        return EXIT_SOMEOK
-    return max(codes)
+    def unmount(target: str) -> None:
+        notice = mounts.unmount(os.fsencode(target), lazy=args.lazy)
+        if notice:
+            common.say(PROGRAM, f"warning: {notice}")
+
+    return common.for_each(PROGRAM, args.targets, unmount)
 
 
 def _mounts(args: argparse.Namespace) -> int:
     from unionfs2 import mounts  # noqa: PLC0415
 
     found = mounts.list_mounts()
-    print(_as_json(found) if args.format == "json" else _as_table(found))
+    as_json = getattr(args, "format", "table") == "json"
+    print(_as_json(found) if as_json else _as_table(found))
     return EXIT_OK
 
 
@@ -137,43 +119,122 @@ def _as_table(found: Sequence[MountStatus]) -> str:
     )
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog=PROGRAM, description="Union mounts in the overlay on-disk format.")
-    parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+# --- the command line -----------------------------------------------------------------------------
 
-    mount = verbs.add_parser(
-        "mount",
-        help="mount layers on a directory",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=common.options_help(),
+
+def _fill_mount(parser: Parser, _: Sequence[str] | None) -> None:
+    parser.epilog = common.options_help()
+    parser.add_argument("-o", dest="options", metavar="OPTIONS", action="append", default=[])
+    parser.add_argument("target", metavar="MOUNTPOINT")
+    parser.add_argument("-f", "--foreground", action="store_true", help="serve in this process")
+    parser.add_argument("-d", "--debug", action="store_true", help="log requests; implies -f")
+    parser.add_argument("-v", "--verbose", action="store_true", help="say which backend, and why")
+    parser.add_argument("--backend", choices=("auto", "native", "fuse"), default=argparse.SUPPRESS)
+    parser.add_argument("--log", metavar="FILE", help="append the server's log to FILE")
+    parser.add_argument("--journal", action="store_true", help="log to the journal")
+    parser.set_defaults(run=_mount, takes=("backend",))
+
+
+def _fill_umount(parser: Parser, _: Sequence[str] | None) -> None:
+    parser.add_argument("-l", "--lazy", action="store_true", help="detach now, even if busy")
+    parser.add_argument("targets", metavar="MOUNTPOINT", nargs="+")
+    parser.set_defaults(run=_umount, takes=())
+
+
+def _fill_mounts(parser: Parser, _: Sequence[str] | None) -> None:
+    parser.add_argument("--format", choices=("table", "json"), default=argparse.SUPPRESS)
+    parser.set_defaults(run=_mounts, takes=("format",))
+
+
+def _layer_verbs() -> Sequence[Verb]:
+    from unionfs2.cli import layer  # noqa: PLC0415 - nothing of the store is loaded to mount
+
+    return layer.VERBS
+
+
+def _image_verbs() -> Sequence[Verb]:
+    from unionfs2.cli import image  # noqa: PLC0415
+
+    return image.VERBS
+
+
+def _store_verb(name: str, words: str) -> Verb:
+    def fill(parser: Parser, given: Sequence[str] | None) -> None:
+        from unionfs2.cli import store  # noqa: PLC0415
+
+        store.VERBS[name].fill(parser, given)
+
+    return Verb(name, words, fill)
+
+
+def _completion(args: argparse.Namespace) -> int:
+    from unionfs2.cli import completion  # noqa: PLC0415
+
+    print(completion.script(args.shell), end="")
+    return EXIT_OK
+
+
+def _fill_completion(parser: Parser) -> None:
+    parser.add_argument("shell", metavar="SHELL", choices=("bash", "zsh", "fish"))
+
+
+MOUNT_VERBS: Final = (
+    Verb("mount", "mount layers on a directory", _fill_mount, brief=False),
+    Verb("umount", "unmount and wait for the server to end", _fill_umount, brief=False),
+    Verb("mounts", "list what is mounted", _fill_mounts, brief=False),
+)
+VERBS: Final = (
+    *MOUNT_VERBS,
+    group("layer", "make, fill, mount and compare the layers of a store", _layer_verbs),
+    group("image", "import, export and list the images of a store", _image_verbs),
+    _store_verb("check", "look for damage in the store"),
+    _store_verb("repair", "mend what can be mended, set the rest aside"),
+    _store_verb("prune", "remove what interrupted work left behind"),
+    _store_verb("info", "tell what the store is, and what this machine can do"),
+    store_verb(
+        "completion",
+        "print the script that completes words in a shell",
+        _completion,
+        _fill_completion,
+    ),
+)
+
+
+def build_parser(words: Sequence[str] | None) -> Parser:
+    """The parser for the command line *words*, or for all of them (None)."""
+    parser = Parser(
+        prog=PROGRAM,
+        brief=True,
+        description="Union mounts in the overlay on-disk format, and a store of layers for them.",
     )
-    mount.add_argument("-o", dest="options", metavar="OPTIONS", action="append", default=[])
-    mount.add_argument("target", metavar="MOUNTPOINT")
-    mount.add_argument("-f", "--foreground", action="store_true", help="serve in this process")
-    mount.add_argument("-d", "--debug", action="store_true", help="log requests; implies -f")
-    mount.add_argument("-v", "--verbose", action="store_true", help="say which backend, and why")
-    mount.add_argument("--backend", choices=("auto", "native", "fuse"), default="auto")
-    mount.add_argument("--log", metavar="FILE", help="append the server's log to FILE")
-    mount.add_argument("--journal", action="store_true", help="log to the journal")
-    mount.set_defaults(run=_mount)
-
-    umount = verbs.add_parser("umount", help="unmount and wait for the server to end")
-    umount.add_argument("-l", "--lazy", action="store_true", help="detach now, even if busy")
-    umount.add_argument("targets", metavar="MOUNTPOINT", nargs="+")
-    umount.set_defaults(run=_umount)
-
-    mounts = verbs.add_parser("mounts", help="list what is mounted")
-    mounts.add_argument("--format", choices=("table", "json"), default="table")
-    mounts.set_defaults(run=_mounts)
+    parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
+    add_common(parser, 0)
+    parser.add_verbs(VERBS, words)
     return parser
 
 
-_VERBS = ("mount", "umount", "mounts")
-
-
 def _is_mount_helper(words: Sequence[str]) -> bool:
-    return bool(words) and words[0] not in _VERBS and "-o" in words
+    """Whether mount(8) or one of its helpers calls: [SOURCE] MOUNTPOINT -o OPTIONS.
+
+    SOURCE may be any word, also one that is a verb of the store; mount points are absolute then.
+    """
+    if "-o" not in words or words[0].partition("=")[0] in COMMON:
+        return False
+    if words[0] in {verb.name for verb in MOUNT_VERBS}:
+        return False
+    return words[0] not in {verb.name for verb in VERBS} or words[1].startswith("/")
+
+
+def _refuse_stray(args: argparse.Namespace) -> None:
+    """The common options are for the store; those that mean nothing to a mount verb are refused."""
+    takes: Sequence[str] | None = getattr(args, "takes", None)
+    if takes is None:
+        return
+    for name in vars(args):
+        option = "storage_opt" if name.startswith("storage_opt_") else name
+        option = f"--{option.replace('_', '-')}"
+        if option in COMMON and name not in takes:
+            raise UsageError(f"{option} is for the layer store, {args.parser.prog} does not use it")
 
 
 def _run(words: Sequence[str]) -> int:
@@ -181,13 +242,20 @@ def _run(words: Sequence[str]) -> int:
         from unionfs2.cli import fuse  # noqa: PLC0415
 
         return fuse.run(words, PROGRAM)
-    args = _parser().parse_args(words)
+    args, extra = build_parser(words).parse_known_args(words)
+    if extra:
+        args.parser.refuse_extra(extra)
+    _refuse_stray(args)
     status: int = args.run(args)
     return status
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``unionfs2``."""
+    if "_ARGCOMPLETE" in os.environ:
+        from unionfs2.cli import completion  # noqa: PLC0415 - the shell asks for words
+
+        completion.answer(build_parser(None))
     words = list(sys.argv[1:] if argv is None else argv)
     return common.guarded(PROGRAM, lambda: _run(words))
 
