@@ -6,7 +6,8 @@ Rules that hold here:
   them, so that a test can make the n-th change fail (tests/support/faults.py).
 * Names are single path components unless a docstring says otherwise; every call that could
   follow a symbolic link is told not to.
-* This module and ``mountcalls`` are the only ones that use ctypes for system calls.
+* This module, ``mountcalls`` and ``quotacalls`` are the only ones that use ctypes for system
+  calls.
 
 All functions raise OSError with the errno of the call.
 """

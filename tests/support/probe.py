@@ -24,7 +24,7 @@ from typing import Final, NamedTuple
 
 import pytest
 
-from tests.support import fusedev
+from tests.support import fusedev, loopfs
 
 REQUIRE_VARIABLE: Final = "UNIONFS2_REQUIRE"
 
@@ -266,6 +266,29 @@ def has_command(name: str) -> Answer:
     return YES if shutil.which(name) else Answer(f"{name} is not installed")
 
 
+def _can_limit_projects(kind: str) -> Answer:
+    if not is_root():
+        return is_root()
+    with _scratch() as directory:
+        try:
+            with loopfs.mounted(kind, directory):
+                return YES
+        except loopfs.CannotError as exc:
+            return Answer(str(exc))
+
+
+@cache
+def has_ext4_project_quota() -> Answer:
+    """An ext4 of our own can be mounted with project quota."""
+    return _can_limit_projects("ext4")
+
+
+@cache
+def has_xfs_project_quota() -> Answer:
+    """An XFS of our own can be mounted with project quota."""
+    return _can_limit_projects("xfs")
+
+
 ABILITIES: Final[dict[str, Callable[[], Answer]]] = {
     "root": is_root,
     "fuse": can_mount_fuse,
@@ -278,6 +301,8 @@ ABILITIES: Final[dict[str, Callable[[], Answer]]] = {
     "userns": can_userns,
     "userns-overlay": can_userns_overlay,
     "private-fuse": can_use_private_fuse,
+    "ext4-project-quota": has_ext4_project_quota,
+    "xfs-project-quota": has_xfs_project_quota,
 }
 
 
