@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import os
 import re
 import stat
@@ -32,12 +33,12 @@ from unionfs2.cli.output import (
 from unionfs2.cli.parser import Parser, store_verb
 from unionfs2.cli.settings import Common
 from unionfs2.cli.store import layer_id, opened, session
-from unionfs2.errors import EXIT_OK, UnknownLayerError, UsageError, show
+from unionfs2.errors import EXIT_OK, StoreError, UnknownLayerError, UsageError, show
 from unionfs2.storemodel import Digest, Kind, LayerId, Size
 
 if TYPE_CHECKING:
     from unionfs2.archive.digest import Writable
-    from unionfs2.driver import Driver, LayerStatus, Parent
+    from unionfs2.driver import Driver, Holding, LayerStatus, Parent
 
 _DIGEST: Final = re.compile("sha256:[0-9a-f]{64}")
 _OF_THE_LAYER: Final = ("size", "inodes")
@@ -226,12 +227,15 @@ def _sink(name: str) -> Iterator[BinaryIO]:
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
         return
-    path = Path(name)
+    path = Path(os.path.realpath(name))  # a symbolic link keeps leading to the file
     if path.exists() and not path.is_file():  # a pipe or a device: there is nothing to replace
         with path.open("wb") as stream:
             yield stream
         return
-    descriptor, aside = tempfile.mkstemp(prefix=".unionfs2-", dir=path.parent)
+    try:
+        descriptor, aside = tempfile.mkstemp(prefix=".unionfs2-", dir=path.parent)
+    except OSError as exc:
+        raise OSError(exc.errno, exc.strerror, name) from exc
     try:
         with os.fdopen(descriptor, "wb") as stream:
             yield stream
@@ -407,14 +411,47 @@ def _sizes(name: str, size: Size) -> dict[str, int]:
 
 
 def _which(args: argparse.Namespace) -> int:
+    path = os.fsencode(args.path)
     with session(args) as (driver, out):
-        found = driver.which(layer_id(driver, args.id), os.fsencode(args.path))
+        layer = layer_id(driver, args.id)
+        found = driver.which(layer, path)
+    if not found:
+        raise StoreError(f"{escaped(path)} is in no layer of {show(layer)}", errno=errno.ENOENT)
     out.table(
-        ("LAYER", "HOLDS", "VISIBLE"),
-        [(Ident(one.layer), str(one.kind), "yes" if one.visible else "no") for one in found],
-        [{"layer": one.layer, "holds": str(one.kind), "visible": one.visible} for one in found],
+        ("LAYER", "HOLDS", "ROLE", "SIZE", "PATH"),
+        [
+            (
+                Ident(one.layer),
+                one.kind,
+                _role(one),
+                Bytes(one.size) if one.kind == "file" else None,
+                escaped(one.path),
+            )
+            for one in found
+        ],
+        [
+            {
+                "layer": one.layer,
+                "holds": one.kind,
+                "visible": one.visible,
+                "role": one.role or None,
+                "hidden_by": one.hidden_by,
+                "reason": one.reason or None,
+                "size_bytes": one.size,
+                "path": os.fsdecode(one.path),
+            }
+            for one in found
+        ],
     )
     return EXIT_OK
+
+
+def _role(one: Holding) -> str:
+    if one.role:
+        return one.role
+    people = sys.stdout.isatty()
+    by = one.hidden_by or "?"
+    return f"hidden by {show(short(by) if people else by)} ({one.reason})"
 
 
 # --- what they take -------------------------------------------------------------------------------
