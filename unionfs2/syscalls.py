@@ -379,6 +379,13 @@ def utimes_path(path: bytes, atime_ns: int | None, mtime_ns: int | None) -> None
 
 def futimes(fd: int, atime_ns: int | None, mtime_ns: int | None) -> None:
     """futimens(2) on an open file, or through /proc on an O_PATH descriptor."""
+    if atime_ns is not None and mtime_ns is not None:
+        try:
+            os.utime(fd, ns=(atime_ns, mtime_ns))  # several times faster than through ctypes
+            return
+        except OSError as exc:
+            if exc.errno != errno.EBADF:
+                raise
     times = _TwoTimes(_timespec(atime_ns), _timespec(mtime_ns))
     if _libc.futimens(fd, times) < 0:
         if ctypes.get_errno() != errno.EBADF:

@@ -9,6 +9,7 @@ Names are bytes. All errors are ArchiveError and say what was found and what wou
 
 from __future__ import annotations
 
+import functools
 import struct
 from typing import Final, NamedTuple
 
@@ -66,6 +67,7 @@ class Header(NamedTuple):
     gnu: bool
 
 
+@functools.lru_cache(maxsize=1024)  # modes, owners and times of an archive are few
 def parse_number(field: bytes, what: str) -> int:
     """A number: octal digits ended by space or NUL, or GNU's base 256. An empty field is 0."""
     if field[0] & 0x80:
