@@ -101,7 +101,7 @@ def record(target: bytes, backend: Backend, spec: MountSpec, pid: int | None = N
         since=time.time(),
         options=os.fsdecode(format_options(spec)),
         pid=pid,
-        pid_start=None if pid is None else _started(pid),
+        pid_start=None if pid is None else started(pid),
     )
     path = os.path.join(directory, f"{_slug(value.namespace)}-{entry.mount_id}.json")
     temporary = f"{path}.{os.getpid()}"
@@ -127,7 +127,7 @@ def _slug(namespace: str) -> str:
     return "".join(c for c in namespace if c.isdigit()) or "0"
 
 
-def _started(pid: int) -> int | None:
+def started(pid: int) -> int | None:
     """Field 22 of /proc/PID/stat (proc_pid_stat(5)); None when there is no such process."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
@@ -195,7 +195,7 @@ def _tidy_records(entries: dict[int, MountEntry]) -> dict[int, Record]:
 
 
 def _server_is_gone(value: Record) -> bool:
-    return value.pid is not None and _started(value.pid) != value.pid_start
+    return value.pid is not None and started(value.pid) != value.pid_start
 
 
 def _matches(entry: MountEntry, value: Record) -> bool:
@@ -333,7 +333,7 @@ def _server_handle(value: Record | None) -> int | None:
         handle = os.pidfd_open(value.pid)
     except OSError:
         return None
-    if _started(value.pid) != value.pid_start:
+    if started(value.pid) != value.pid_start:
         os.close(handle)
         return None
     return handle
