@@ -52,7 +52,14 @@ _PARAMETERS: Final = "/sys/module/overlay/parameters"
 
 
 class _NotHereError(Exception):
-    """This kernel does not know this way of mounting; try the next one."""
+    """This kernel does not know this way of mounting; try the next one.
+
+    ``error`` is what to say when there is no other way.
+    """
+
+    def __init__(self, error: MountError | None = None) -> None:
+        super().__init__()
+        self.error = error
 
 
 class NativeMounter:
@@ -80,6 +87,22 @@ class NativeMounter:
             _mount_best_way(spec, target, target_fd, self._ways)
         mounts.record(target, "native", spec)
         return Mounted("native", target, warnings=tuple(warnings))
+
+    def attach(self, spec: MountSpec, target: bytes) -> None:
+        """Mount *spec*, absolute and known to be sound, with little beyond the system calls.
+
+        For a caller that made the layers itself and keeps its own record of the mount. What goes
+        wrong is looked into afterwards, so the errors are those of mount(), except that a second
+        use of an upper is not noticed (locks.check()).
+        """
+        target_fd = open_target(target)
+        try:
+            _mount_best_way(spec, target, target_fd, self._ways)
+        except MountError:
+            check_layers(spec, "native")
+            raise
+        finally:
+            os.close(target_fd)
 
     def unmount(self, target: bytes, *, lazy: bool = False) -> None:
         mounts.unmount(target, lazy=lazy)
@@ -132,13 +155,15 @@ def _mount_best_way(spec: MountSpec, target: bytes, target_fd: int, ways: tuple[
         "string": _by_strings,
         "legacy": _legacy,
     }
+    error: MountError | None = None
     for way in ways:
         try:
             table[way](spec, target, target_fd)
-        except _NotHereError:
+        except _NotHereError as exc:
+            error = exc.error or error
             continue
         return
-    raise UnavailableError(
+    raise error or UnavailableError(
         f"cannot mount overlay on {show(target)}: this kernel has none of the ways tried "
         f"({', '.join(ways)}), use the fuse backend"
     )
@@ -255,7 +280,12 @@ def _finish(context: int, spec: MountSpec, target: bytes, target_fd: int) -> Non
         mountcalls.fsconfig_create(context)
         mount_fd = mountcalls.fsmount(context, mount_attributes(spec))
     except OSError as exc:
-        raise _failed(target, exc, mountcalls.read_log(context)) from exc
+        words = mountcalls.read_log(context)
+        error = _failed(target, exc, words)
+        if exc.errno == errno.EINVAL and not words:
+            # Before Linux 6.5 overlay takes any key, and finds out now, without a word.
+            raise _NotHereError(error) from exc
+        raise error from exc
     try:
         _refuse_silent_read_only(spec, os.fstatvfs(mount_fd))
         mountcalls.move_mount(mount_fd, target_fd)
