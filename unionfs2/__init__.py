@@ -6,8 +6,14 @@
     print(mount(spec, b"/merged").backend)      # "native" if the kernel can do it, else "fuse"
     unmount(b"/merged")
 
+    with Driver.open("storage") as driver:      # layers, as container engines keep them
+        box = driver.create(parent="base", writable=True)
+        with driver.mounted(box) as root:
+            (root / "hello").write_text("hi")
+
 The public names are loaded at their first use: importing this package costs nothing, and neither
-the core (UnionFS) nor a mount through the kernel ever loads pyfuse3 or trio.
+the core (UnionFS), the layer store (Driver) nor a mount through the kernel ever loads pyfuse3 or
+trio; AsyncDriver is the driver for programs on trio.
 """
 
 from importlib import import_module
@@ -15,6 +21,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from unionfs2.backends import mount
+    from unionfs2.driver import Driver
+    from unionfs2.driver_trio import AsyncDriver
     from unionfs2.errors import UnionFSError
     from unionfs2.mounter import Mounted
     from unionfs2.mounts import list_mounts, unmount
@@ -24,6 +32,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AsyncDriver",
+    "Driver",
     "MountSpec",
     "Mounted",
     "UnionFS",
@@ -37,6 +47,8 @@ __all__ = [
 ]
 
 _HOME = {
+    "AsyncDriver": "driver_trio",
+    "Driver": "driver",
     "MountSpec": "options",
     "Mounted": "mounter",
     "UnionFS": "union",
