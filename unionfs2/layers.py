@@ -45,7 +45,7 @@ from .storeindex import Index, looks_like_layer, scan
 from .storelock import LayerLock, lock_layer
 from .storemodel import LayerId, Quota
 from .storeread import Layer, open_layer, opened_diff, read_layer, read_record
-from .storerecord import DialectName, Record, format_record
+from .storerecord import DialectName, Pending, Record, format_record
 from .storestaging import Staging, is_abandoned
 from .storestructure import Structure, refuse_children, refuse_mounted
 from .storetrash import clear_staging, delete_trash, empty_trash
@@ -419,10 +419,9 @@ class LayerStore:
             self._write_record(held.fd, record)
         return record
 
-    def _write_record(self, fd: int, record: Record) -> None:
-        write_file_atomic(
-            fd, ondisk.RECORD_NAME, format_record(record), FILE_MODE, self._home.owner
-        )
+    def _write_record(self, fd: int, record: Record, pending: Pending | None = None) -> None:
+        text = format_record(record, pending)
+        write_file_atomic(fd, ondisk.RECORD_NAME, text, FILE_MODE, self._home.owner)
 
     # --- committing -------------------------------------------------------------------------------
 
@@ -458,8 +457,11 @@ class LayerStore:
             if self._structure.exists(storelayout.name_of_id(target)):
                 raise self._structure.taken(target)
             fields = {"writable": False, **fields, "committed_as": target}
-            self._write_record(held.fd, dataclasses.replace(found.record, **fields))
+            record = dataclasses.replace(found.record, **fields)
+            self._write_record(held.fd, found.record, Pending(target, record))
             self._structure.rename(found, target, held)
+            with contextlib.suppress(OSError):
+                self._write_record(held.fd, record)  # says the same in fewer words
         return self.layer(target)
 
     def _refuse_commit(self, layer: Layer) -> None:

@@ -24,7 +24,6 @@ from .storefiles import is_dir, is_temp_name, names_in, open_dir, opened_dir
 from .storehome import STATE_NAMES, Home
 from .storeindex import Index, looks_like_layer, read_link, read_lower, scan
 from .storelayout import id_of_name, name_of_id
-from .storelock import try_lock
 from .storemodel import Digest, LayerId
 from .storeread import read_layer, read_record
 from .storerecord import DialectName
@@ -159,6 +158,8 @@ class StructureCheck:
                 if stat.S_ISLNK(sc.lstat_at(short.encode(), self._home.links_fd).st_mode):
                     yield self._stray_link(short.encode(), "does not lead to a layer")
             elif target in index.own:
+                if not self._has_good_link(target):
+                    continue  # perhaps the only name it has
                 yield Finding(
                     "link-duplicate",
                     target,
@@ -174,6 +175,10 @@ class StructureCheck:
                     f"l/{short} leads to layer {show(target)}, which does not exist",
                     "removes the link",
                 )
+
+    def _has_good_link(self, layer: LayerId) -> bool:
+        own = self._index.own.get(layer)
+        return own is not None and self._index.resolve(own) == layer
 
     def _stray_link(self, name: bytes, what: str) -> Finding:
         path = self._at(ondisk.LINKS_NAME, name)
@@ -253,8 +258,7 @@ class StructureCheck:
         except StoreError as exc:
             if self._home.links_reason is not None:
                 return  # one finding for all
-            own = self._index.own.get(layer)
-            if own is not None and self._index.resolve(own) != layer:
+            if not self._has_good_link(layer):
                 path, repair = self._of(layer, ondisk.LINK_NAME), "gives the layer a new short name"
                 yield Finding("link-taken", layer, path, str(exc), repair)
             else:
@@ -285,14 +289,11 @@ class StructureCheck:
                 )
 
     def _temps(self, fd: int, layer: LayerId) -> Iterator[Finding]:
-        temps = [name for name in names_in(fd) if is_temp_name(name)]
-        with opened_dir(fd, b".") as guard:
-            if temps and not try_lock(guard):
-                return  # somebody writes it right now
-        for name in temps:
-            path = self._of(layer, name)
-            reason = f"{show(path)} is a left-over"
-            yield Finding("temp-file", layer, path, reason, "removes the file")
+        for name, age_s in _with_age(fd):
+            if is_temp_name(name) and age_s > _TEMP_AGE_S:
+                path = self._of(layer, name)
+                reason = f"{show(path)} is a left-over"
+                yield Finding("temp-file", layer, path, reason, "removes the file")
 
     def _modes(self, fd: int, layer: LayerId) -> Iterator[Finding]:
         if os.fstat(self._home.fd).st_mode & _OTHERS and os.fstat(fd).st_mode & _OTHERS:
@@ -371,20 +372,24 @@ class StructureCheck:
                     yield Finding("reference-dead", None, path, reason, "removes the file")
 
     def _list_private(self, folder: bytes) -> Iterator[tuple[bytes, float]]:
-        """Names in a private directory, and how long ago each was written."""
-        now = time.time()
         try:
             with opened_dir(self._home.state_fd, folder) as fd:
-                for name in names_in(fd):
-                    st = sc.lstat_or_none(name, fd)
-                    if st is not None:
-                        yield name, now - st.st_mtime
+                yield from _with_age(fd)
         except FileNotFoundError:
             return
 
     def _is_dead(self, name: bytes) -> bool:
         layer = id_of_name(name.removesuffix(b".json"))
         return name.endswith(b".json") and layer is not None and layer not in self._index.own
+
+
+def _with_age(fd: int) -> Iterator[tuple[bytes, float]]:
+    """Names in a directory, and how many seconds ago each was written."""
+    now = time.time()
+    for name in names_in(fd):
+        st = sc.lstat_or_none(name, fd)
+        if st is not None:
+            yield name, now - st.st_mtime
 
 
 _QUARANTINE: Final = "moves it to the quarantine"

@@ -129,18 +129,14 @@ def write_synced(
 
 
 def sync_all(fds: Iterable[int]) -> None:
-    """Fsync and close every descriptor; all are closed also when one fails."""
-    failure: OSError | None = None
-    for fd in fds:
-        try:
-            if failure is None:
-                sc.fsync(fd)
-        except OSError as exc:
-            failure = exc
-        finally:
+    """Fsync every descriptor, and close all of them also when one fails."""
+    files = tuple(fds)
+    try:
+        for fd in files:
+            sc.fsync(fd)
+    finally:
+        for fd in files:
             os.close(fd)
-    if failure is not None:
-        raise failure
 
 
 def write_file_atomic(

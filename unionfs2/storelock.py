@@ -90,6 +90,8 @@ class StoreLock:
         self._mutex = threading.Lock()
         self._pid = os.getpid()
         self.read_only = state_fd is None
+        # Whether everything was mended that had to be when the lock was taken.
+        self._whole = True
         #: Valid while the lock is held.
         self.generation = 0
 
@@ -124,6 +126,7 @@ class StoreLock:
             flock(fd, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
             line = _Line.read(fd)
             self.generation = line.generation
+            self._whole = True
             if not self.read_only and (line.boot, line.state) != (
                 self._boot,
                 ondisk.STORE_LOCK_IDLE,
@@ -161,8 +164,8 @@ class StoreLock:
                 flock(fd, fcntl.LOCK_SH)
                 return
         self.begin(fd)
-        if self._mend():
-            self.finish(fd)
+        self._whole = self._mend()
+        self.finish(fd)
         if not exclusive:
             flock(fd, fcntl.LOCK_SH)
 
@@ -172,7 +175,9 @@ class StoreLock:
         _Line(self.generation, self._boot, ondisk.STORE_LOCK_BUSY).write(fd)
 
     def finish(self, fd: int) -> None:
-        """Say that the change is done. For Held only."""
+        """Say that the change is done, if all before it was. For Held only."""
+        if not self._whole:
+            return
         _Line(self.generation, self._boot, ondisk.STORE_LOCK_IDLE).write(fd)
 
     def leave(self, fd: int) -> None:

@@ -3,8 +3,8 @@
 Absent in stores that Docker wrote; every field then has its default. The text is JSON, one object,
 with a version of its own: a reader refuses a newer one and passes on unknown keys of its own.
 
-Invariant: ``committed_as`` equals the layer's name from the very rename on that commits it, never
-before, so that renaming and freezing are one step.
+A layer that is about to be committed carries its next record within the present one, with the name
+under which it is going to hold: the rename that commits the layer makes it the record in force.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 from . import ondisk
 from .errors import DamagedLayerError, show
@@ -50,8 +50,22 @@ class Record:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
-def format_record(record: Record) -> bytes:
+class Pending(NamedTuple):
+    """A record that holds as soon as the layer has the id *layer*."""
+
+    layer: LayerId
+    record: Record
+
+
+def format_record(record: Record, pending: Pending | None = None) -> bytes:
     """Content of ``layer.json``."""
+    value = _to_json(record)
+    if pending is not None:
+        value["pending"] = {"id": pending.layer, "record": _to_json(pending.record)}
+    return json.dumps(value, ensure_ascii=True, indent=1).encode() + b"\n"
+
+
+def _to_json(record: Record) -> dict[str, Any]:
     quota = None
     if record.quota or record.project_id is not None:
         limits = record.quota or Quota()
@@ -60,7 +74,7 @@ def format_record(record: Record) -> bytes:
             "inodes": limits.inodes,
             "project_id": record.project_id,
         }
-    value = {
+    return {
         **record.extra,
         "version": ondisk.RECORD_VERSION,
         "writable": record.writable,
@@ -76,7 +90,6 @@ def format_record(record: Record) -> bytes:
         "link": record.link,
         "parent_link": record.parent_link,
     }
-    return json.dumps(value, ensure_ascii=True, indent=1).encode() + b"\n"
 
 
 def parse_record(layer: LayerId, text: bytes) -> Record:
@@ -87,6 +100,11 @@ def parse_record(layer: LayerId, text: bytes) -> Record:
         raise damaged(layer, "layer.json", "is empty" if not text else "is not JSON") from exc
     if not isinstance(value, dict):
         raise damaged(layer, "layer.json", "is not a JSON object")
+    pending = value.pop("pending", None)
+    if isinstance(pending, dict) and pending.get("id") == layer:
+        value = pending.get("record")
+        if not isinstance(value, dict):
+            raise damaged(layer, "layer.json", "has no record for the name of the layer")
     return _Reader(layer, value).record()
 
 

@@ -68,12 +68,16 @@ def repair(store: LayerStore, *, deep: bool = False) -> list[Repair]:
     work = _Work(store)
     done: list[Repair] = []
     failed: list[Repair] = []
+    last_resort = False
     for _ in range(_ROUNDS_MAX):
-        results = list(work.round())
+        results = list(work.round(last_resort=last_resort))
         failed = [item for item in results if not item.done]
         done += [item for item in results if item.done]
-        if len(failed) == len(results):
+        stuck = len(failed) == len(results)
+        if stuck and last_resort:
             break
+        # A layer goes to the quarantine only when all that could help it has been mended.
+        last_resort = stuck
     for finding in check(store, deep=deep):
         if finding.code in _CONTENT:
             result = work.content(finding)
@@ -115,8 +119,11 @@ class _Work:
             "reference-dead": self._unlink,
         }
 
-    def round(self) -> Iterator[Repair]:
-        """One look at the structure and what could be done about it."""
+    def round(self, *, last_resort: bool) -> Iterator[Repair]:
+        """One look at the structure and what could be done about it.
+
+        Whole layers are put aside with *last_resort* only.
+        """
         with self._structure.lock.exclusive() as held:
             held.begin()
             self._index = scan(self._home.fd, self._structure.links_fd)
@@ -126,10 +133,22 @@ class _Work:
                 fixer = self._fixers.get(finding.code)
                 if fixer is None or finding.repair is None or finding.layer in touched:
                     continue  # one thing at a time: the next round sees what is left
+                if not last_resort and self._needs_last_resort(finding):
+                    continue
                 if finding.layer is not None:
                     touched.add(finding.layer)
                 yield self._try(fixer, finding)
             self._structure.sync()
+
+    def _needs_last_resort(self, finding: Finding) -> bool:
+        """Whether nothing is left but to put the layer aside."""
+        if finding.code == "diff-missing":
+            return True
+        if not finding.code.startswith("lower-") or finding.layer is None:
+            return False
+        with opened_dir(self._home.fd, name_of_id(finding.layer)) as fd:
+            lower = self._rebuilt_lower(fd, finding.layer)
+        return lower in {None, self._index.lowers.get(finding.layer)}
 
     @staticmethod
     def _try(fixer: Callable[[Finding], str], finding: Finding) -> Repair:

@@ -94,7 +94,6 @@ class Staging:
         *filled*: the diff has content of unknown size; the whole file system is synced then, which
         is one commit instead of one per file.
         """
-        owner = self._home.owner
         self._record = dataclasses.replace(
             record, link=link, parent_link=lower[0] if lower else None
         )
@@ -107,18 +106,24 @@ class Staging:
         if committed:
             texts[ondisk.COMMITTED_NAME] = b""
         files = self._write_files(texts)
-        if lower:
-            for name in (ondisk.WORK_NAME, ondisk.MERGED_NAME):
-                make_dir(self.base_fd, name, ondisk.PRIVATE_MODE, owner)
-        if owner is not None:
-            sc.fchown(self.base_fd, owner.uid, owner.gid)
-        sc.fchmod(self.base_fd, ondisk.LAYER_MODE)
-        sync_all(files)
+        try:
+            self._make_rest(with_work=bool(lower))
+        finally:
+            # Also closes them; and the first sync is the one that costs.
+            sync_all(files)
         if filled:
             sc.syncfs(self.base_fd)
         else:
             sc.fsync(self.fd)
             sc.fsync(self.base_fd)
+
+    def _make_rest(self, *, with_work: bool) -> None:
+        owner = self._home.owner
+        for name in (ondisk.WORK_NAME, ondisk.MERGED_NAME) if with_work else ():
+            make_dir(self.base_fd, name, ondisk.PRIVATE_MODE, owner)
+        if owner is not None:
+            sc.fchown(self.base_fd, owner.uid, owner.gid)
+        sc.fchmod(self.base_fd, ondisk.LAYER_MODE)
 
     def _write_files(self, texts: dict[bytes, bytes]) -> list[int]:
         files: list[int] = []

@@ -25,6 +25,7 @@ from .errors import (
     show,
 )
 from .storefiles import (
+    is_temp_name,
     names_in,
     open_dir,
     opened_dir,
@@ -295,6 +296,9 @@ class Structure:
         return True
 
     def _mend_links(self, links_fd: int) -> None:
+        for name in names_in(links_fd):
+            if is_temp_name(name):
+                sc.unlink(name, dir_fd=links_fd)
         index = scan(self.home.fd, links_fd)
         for short in self.dead_links(index):
             sc.unlink(short.encode("ascii"), dir_fd=links_fd)
