@@ -179,7 +179,7 @@ def chain_steps(
         if old:
             before = stack.enter_context(MergedView.open(old, old_dialect or dialect))
         after = stack.enter_context(MergedView.open(new, dialect))
-        yield _steps_of_views(after, before)
+        yield steps_of_views(after, before)
 
 
 @contextmanager
@@ -187,10 +187,11 @@ def tree_steps(old_fd: int | None, new_fd: int) -> Iterator[Iterator[Step]]:
     """The steps of naive()."""
     with ExitStack() as stack:
         before = None if old_fd is None else stack.enter_context(PlainView(old_fd))
-        yield _steps_of_views(stack.enter_context(PlainView(new_fd)), before)
+        yield steps_of_views(stack.enter_context(PlainView(new_fd)), before)
 
 
-def _steps_of_views(new: View, old: View | None) -> Iterator[Step]:
+def steps_of_views(new: View, old: View | None) -> Iterator[Step]:
+    """The comparison of two views; None is an empty tree."""
     root = Pair(_ROOT, new.root, None if old is None else old.root)
     return walk(TwoTrees(new, old or new), root)
 

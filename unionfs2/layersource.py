@@ -82,14 +82,7 @@ class LayerSource:
         view = self._view
         if len(view.root.lowers) < 2:
             return False
-        directory: Dir | None = view.without_top()
-        for part in path.split(b"/"):
-            assert directory is not None
-            seen = view.look(directory, part)
-            if seen is None or seen.dir is None:
-                return False
-            directory = seen.dir
-        return True
+        return view.directory(path, view.without_top()) is not None
 
     def below(self, path: bytes) -> Iterator[Exported]:
         """Everything in the merged directory at *path*: parents first, names in byte order."""
@@ -118,10 +111,10 @@ class LayerSource:
         """The object at *path*; the directory asked for last is remembered."""
         above, _, name = path.rpartition(b"/")
         if self._last[0] != above:
-            found = self._view.find(above)
-            if found is None or found.dir is None:
+            directory = self._view.directory(above)
+            if directory is None:
                 raise FileNotFoundError(2, os.strerror(2), path)
-            self._last = (above, found.dir)
+            self._last = (above, directory)
         seen = self._view.look(self._last[1], name)
         if seen is None:
             raise FileNotFoundError(2, os.strerror(2), path)

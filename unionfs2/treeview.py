@@ -125,21 +125,26 @@ class View(ABC):
         return self
 
     def find(self, path: bytes) -> Seen | None:
-        """The object at *path*, a path below the root; symbolic links are not followed."""
-        directory: Dir | None = self.root
-        seen: Seen | None = None
+        """The object at *path* below the root (not the root); symbolic links are not followed."""
+        above, _, name = path.strip(b"/").rpartition(b"/")
+        if name in (b".", b".."):
+            raise oserror(errno.EINVAL, path)
+        directory = self.directory(above)
+        return None if directory is None or not name else self.look(directory, name)
+
+    def directory(self, path: bytes, start: Dir | None = None) -> Dir | None:
+        """The directory at *path* below *start* or the root, None when there is none."""
+        here = start or self.root
         for part in path.split(b"/"):
             if part in (b"", b"."):
                 continue
             if part == b"..":
                 raise oserror(errno.EINVAL, path)
-            if directory is None:
+            seen = self.look(here, part)
+            if seen is None or seen.dir is None:
                 return None
-            seen = self.look(directory, part)
-            if seen is None:
-                return None
-            directory = seen.dir
-        return seen
+            here = seen.dir
+        return here
 
     def __exit__(
         self,

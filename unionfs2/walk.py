@@ -4,8 +4,9 @@ Source: ovl_lookup(), ovl_lookup_layer() and ovl_check_redirect() in fs/overlayf
 begins with a name and the lower directories of its parent. Each directory met joins the merge;
 a redirect mark changes the name for the layers below, or leaves the parent's directories behind
 and starts again at the roots of the layers below; an opaque directory, a whiteout and a file end
-it. Absolute redirects pass through directories that may carry redirects of their own, and those
-change the path for the layers below in the same way.
+it. Absolute redirects pass through directories that may carry marks of their own, and those change
+the path for the layers below, or end the way, in the same manner. What was moved away from below
+an opaque directory is not hidden by it: an absolute redirect takes its verdict back.
 
 ``find_data`` is the same way for a file: from one that holds attributes only (metacopy) down to
 the one that holds the data.
@@ -61,6 +62,7 @@ class Walk:
         value = self._read_redirect(name, dir_fd)
         self.redirected = True
         if value.startswith(b"/"):
+            self.stop = False
             self.name = tuple(_redirect_parts(value))
             self.parents = tuple(b.root for b in self.stack.lowers)
         elif isinstance(self.name, tuple):
@@ -160,6 +162,7 @@ class Walk:
         value = self._read_redirect(name, dir_fd)
         tail = self.name[-rest:]
         if value.startswith(b"/"):
+            self.stop = False
             self.name = (*_redirect_parts(value), *tail)
         else:
             self.name = (*self.name[: -rest - 1], value, *tail)
