@@ -26,6 +26,7 @@ from tests.differential.sides import Side
 
 SIDES: dict[str, Callable[[], Side]] = {
     "fuse": sides.unionfs2_server,
+    "limited": sides.unionfs2_limited,
     "command": sides.unionfs2_command,
     "kernel": lambda: sides.KernelSide("kernel again"),
     "fuse-overlayfs": sides.fuse_overlayfs,

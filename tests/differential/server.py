@@ -15,10 +15,12 @@ import signal
 import sys
 import time
 import traceback
+from pathlib import Path
 from typing import BinaryIO
 
+from tests.support.held import Held, cost, held
 from unionfs2 import attach, fs_ops
-from unionfs2.options import parse_options
+from unionfs2.options import MountSpec, parse_options
 from unionfs2.union import UnionFS
 
 
@@ -93,6 +95,24 @@ def _serve(options: bytes, target: bytes, tell_end: int) -> None:
             os.close(tell_end)
 
         fs_ops.serve(fs, fuse_fd, mountpoint=os.fsdecode(target), spec=spec, ready=ready)
+        _check_count(fs, spec)
+
+
+def _check_count(fs: UnionFS, spec: MountSpec) -> None:
+    """What a limited mount has counted is what is in its upper, and open without a name."""
+    ledger = fs.stack.ledger
+    if ledger is None or spec.upper is None:
+        return
+    there = held(Path(os.fsdecode(spec.upper)))
+    nameless = {}
+    for handle in fs.files.values():
+        st = os.fstat(handle.fd)
+        if handle.in_upper and not st.st_nlink:
+            nameless[st.st_ino] = cost(st)
+    expected = Held(there.bytes + sum(nameless.values()), there.inodes + len(nameless))
+    counted = Held(ledger.used_bytes, ledger.used_inodes)
+    if counted != expected:
+        logging.getLogger(__name__).error("counted %s, but there is %s", counted, expected)
 
 
 def _loop(source: BinaryIO, sink: BinaryIO) -> None:

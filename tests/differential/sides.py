@@ -228,8 +228,9 @@ class CommandSide:
 class ServerSide:
     """Our FUSE mount, served by forks of one process that has imported everything (server.py)."""
 
-    def __init__(self, name: str = "unionfs2") -> None:
+    def __init__(self, name: str = "unionfs2", *, more: str = "") -> None:
         self.name = name
+        self._more = os.fsencode(more)  # options that the kernel does not have
         self._target = b""
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - one file for the life of the side
         self._process: subprocess.Popen[bytes] | None = None
@@ -269,7 +270,7 @@ class ServerSide:
         self._log.seek(0)
         self._log.truncate()
         self._target = stack.target
-        reason = self._ask("mount", option_text(stack), stack.target)
+        reason = self._ask("mount", option_text(stack) + self._more, stack.target)
         if reason is not None:
             self.abandon()
             raise MountError(f"{self.name}: {reason}")
@@ -309,6 +310,11 @@ class ServerSide:
 def unionfs2_server() -> ServerSide:
     """Our FUSE mount, quick to start."""
     return ServerSide()
+
+
+def unionfs2_limited() -> ServerSide:
+    """Our FUSE mount with limits that nobody reaches: it has to count right and change nothing."""
+    return ServerSide("unionfs2 limited", more=",size=1000T,inodes=1000000000000")
 
 
 def fuse_overlayfs() -> CommandSide:

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 
 from tests.differential import campaign, generate, pieces, sides
 from tests.differential.machine import Machine
 from tests.differential.pieces import Dialect
-from tests.differential.sides import REPOSITORY, KernelSide
+from tests.differential.sides import REPOSITORY, KernelSide, Side
 
 _SEEDS = range(20260000, 20260020)
 
 
-def _run(place: bytes, seeds: range, dialect: Dialect) -> int:
+def _run(
+    place: bytes,
+    seeds: range,
+    dialect: Dialect,
+    side: Callable[[], Side] = sides.unionfs2_server,
+) -> int:
     made = 0
-    with Machine(KernelSide(), sides.unionfs2_server(), place) as machine:
+    with Machine(KernelSide(), side(), place) as machine:
         for seed in seeds:
             outcome = machine.run(*generate.history(seed, 400, dialect))
             finding = campaign.Finding(seed, outcome.history, outcome.differences, 0)
@@ -37,6 +43,13 @@ def test_histories_as_root_and_ordinary_callers(place: bytes) -> None:
 @pytest.mark.needs("root", "fuse", "overlay", "trusted-xattr")
 def test_histories_with_userxattr(place: bytes) -> None:
     assert _run(place, range(5), pieces.USERXATTR) == 2000
+
+
+@pytest.mark.slow
+@pytest.mark.needs("root", "fuse", "overlay", "trusted-xattr")
+def test_histories_with_limits_that_nobody_reaches(place: bytes) -> None:
+    """Counting changes nothing, and the count at the end is what is there."""
+    assert _run(place, range(10), pieces.TRUSTED, sides.unionfs2_limited) == 4000
 
 
 @pytest.mark.slow
