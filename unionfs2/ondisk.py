@@ -90,6 +90,11 @@ TRASH_NAME: Final = b"trash"  # removed layers until they are deleted
 QUARANTINE_NAME: Final = b"quarantine"  # what repair took out of the store
 REFERENCES_NAME: Final = b"references"  # who has mounted what, valid until the next boot
 IMAGES_NAME: Final = b"images"
+IMAGE_NAMES_NAME: Final = b"names.json"  # name -> image id, in the images directory
+IMAGE_RECORD_NAME: Final = b"image.json"  # in images/<64 hex digits of the image id>/
+IMAGE_MANIFEST_NAME: Final = b"manifest.json"  # exact bytes, when the image came with one
+IMAGE_CONFIG_NAME: Final = b"config.json"  # exact bytes; their digest is the image id
+IMAGE_RECORD_VERSION: Final = 1
 EMPTY_NAME: Final = b"empty"  # an empty lower directory for mounts that need one more
 # First line of the lock file: generation counter, boot id, BUSY while a change is under way.
 STORE_LOCK_IDLE: Final = b"idle"
