@@ -8,7 +8,14 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from bench import targets
-from devtools import stress_churn, stress_fsx, stress_latency, stress_mixed, stress_walk
+from devtools import (
+    stress_changes,
+    stress_churn,
+    stress_fsx,
+    stress_latency,
+    stress_mixed,
+    stress_walk,
+)
 
 
 class Kind(NamedTuple):
@@ -35,6 +42,11 @@ KINDS = {
         "create and unlink, a million times", stress_churn.add_arguments, stress_churn.run
     ),
     "walk": Kind("memory per known inode", stress_walk.add_arguments, stress_walk.run),
+    "changes": Kind(
+        "what layers change, told in every way, on random chains",
+        stress_changes.add_arguments,
+        stress_changes.run,
+    ),
     "latency": Kind(
         "small requests during a large copy-up", stress_latency.add_arguments, stress_latency.run
     ),
