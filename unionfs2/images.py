@@ -36,6 +36,7 @@ from . import ondisk
 from .archive.compress import compressor
 from .archive.digest import Readable, Writable, chain_id
 from .errors import (
+    ArchiveError,
     CommittedError,
     DepthError,
     DigestError,
@@ -344,6 +345,8 @@ class _Chain:
                 )
             except LayerExistsError:
                 pass  # another process was faster
+            except ArchiveError as exc:
+                raise _named_after(exc, stream.what) from exc
             else:
                 stream.check_blob()
                 return made, stream.compression
@@ -378,6 +381,12 @@ class _Chain:
         except UnknownLayerError:
             return False
         return there.committed and there.parent == parent and there.record.diff_id == layer.diff_id
+
+
+def _named_after(exc: ArchiveError, what: str) -> ArchiveError:
+    """*exc* with the blob in its sentence, which whoever unpacks a stream does not know."""
+    text = str(exc)
+    return exc if text.startswith(what) else type(exc)(f"{what}: {text}")
 
 
 def _layers_by_chain(store: ImageStore) -> dict[Digest, LayerId]:

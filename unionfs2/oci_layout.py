@@ -392,7 +392,8 @@ class LayerStream:
         progress: Callable[[int, int], None] | None,
     ) -> None:
         self._blob = _CheckedBlob(member, digest, what, progress)
-        self._what = what
+        #: The blob, for messages.
+        self.what = what
         #: How it was compressed: "none", "gzip", "zstd" ...
         self.compression = "none"
         try:
@@ -407,7 +408,7 @@ class LayerStream:
         except DigestError:
             raise
         except ArchiveError as exc:
-            raise type(exc)(f"{self._what}: {exc}") from None
+            raise type(exc)(f"{self.what}: {exc}") from None
         if not data and size:
             self._blob.drain()
         return data
