@@ -235,6 +235,11 @@ def oci(layers: Sequence[bytes] = THREE, *, name: str | None = "latest", **more:
     return files
 
 
+def manifest_of(files: Files) -> Any:
+    """The only manifest of a layout."""
+    return files.document(blob_name(files.document("index.json")["manifests"][0]["digest"]))
+
+
 def rewrite_manifest(files: Files, change: Any) -> None:
     """Let *change* alter the only manifest of a layout (in place), digests following."""
     index = files.document("index.json")
