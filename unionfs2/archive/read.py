@@ -23,7 +23,7 @@ import os
 import stat
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from unionfs2 import ondisk, storefiles, storetrees, whiteout
 from unionfs2 import syscalls as sc
@@ -222,9 +222,9 @@ class Unpacker:
             self._bytes += member.size
             try:
                 sc.fchown(file_fd, *self._owner(member.uid, member.gid))
-            except OSError:
+            except OSError as exc:
                 if not self.ignore_chown_errors:
-                    raise
+                    _refuse_owner(exc, member.uid, member.gid)
             if member.xattrs:
                 self._set_xattrs(file_fd, member)
             sc.fchmod(file_fd, member.mode)
@@ -523,9 +523,9 @@ class Unpacker:
     def _chown(self, fd: int, name: bytes, uid: int, gid: int) -> None:
         try:
             sc.chown(name, uid, gid, dir_fd=fd, follow_symlinks=False)
-        except OSError:
+        except OSError as exc:
             if not self.ignore_chown_errors:
-                raise
+                _refuse_owner(exc, uid, gid)
 
     def _set_attributes(self, member: Member, fd: int, name: bytes) -> None:
         """Everything but content, of an object that has no descriptor of its own."""
@@ -575,7 +575,18 @@ def _within(path: bytes, directories: set[bytes]) -> bool:
     return b"" in directories
 
 
+def _refuse_owner(exc: OSError, uid: int, gid: int) -> NoReturn:
+    """EPERM and EINVAL are what somebody without privilege gets, who can do something about it."""
+    if exc.errno not in (errno.EPERM, errno.EINVAL):
+        raise exc
+    raise OSError(
+        exc.errno,
+        f"owner {uid}:{gid} cannot be set ({exc.strerror}): unpack as root, or with the storage"
+        " option ignore_chown_errors=true",
+    ) from exc
+
+
 def _named(exc: OSError, path: bytes) -> OSError:
     """*exc* with the path of the member instead of the last component."""
     number = exc.errno or errno.EIO
-    return OSError(number, os.strerror(number), path)
+    return OSError(number, exc.strerror or os.strerror(number), path)
