@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import io
 import json
 import os
 import pty
+import shutil
 import subprocess
 import tarfile
+import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -35,6 +39,15 @@ class Done(NamedTuple):
         return self.out.decode()
 
 
+@functools.cache
+def bytecode_cache() -> str:
+    """A directory for compiled modules, for this session: half of a short command is compiling."""
+    path = tempfile.mkdtemp(prefix="unionfs2-test-", dir="/var/tmp")
+    atexit.register(shutil.rmtree, path)
+    os.chmod(path, 0o755)
+    return path
+
+
 class Shelf:
     """The store, and words that are given with every command."""
 
@@ -43,9 +56,11 @@ class Shelf:
         self.home = root / "st ore,a:b"
         (root / "state").mkdir()
         self.words: list[str] = [] if backend is None else ["--backend", backend]
+        kept = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
         self.environment = {
-            **os.environ,
+            **kept,
             "PYTHONPATH": str(REPOSITORY),
+            "PYTHONPYCACHEPREFIX": bytecode_cache(),
             "UNIONFS2_STATE": str(root / "state"),
             "UNIONFS2_ROOT": str(self.home),
             "PATH": f"{root / 'bin'}:{os.environ['PATH']}",
@@ -129,13 +144,14 @@ BACKENDS = [
 ]
 
 
-def tar_of(tree: Mapping[str, str | None], *, mode: str = "w") -> bytes:
+def tar_of(tree: Mapping[str, str | None], *, owner: int = 0) -> bytes:
     """A tar stream of *tree*: names that end in a slash are directories."""
     out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode=mode, format=tarfile.PAX_FORMAT) as tar:  # type: ignore[call-overload]
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for name, content in tree.items():
             member = tarfile.TarInfo(name)
             member.mtime = 1_700_000_000
+            member.uid = member.gid = owner
             member.mode = 0o755 if name.endswith("/") else 0o644
             if name.endswith("/"):
                 member.type = tarfile.DIRTYPE

@@ -116,7 +116,7 @@ def test_refusals(shelf: Shelf) -> None:
     told = shelf.refused("image", "export", NAME, "-o", "-")
     assert told == "an image layout is a directory: use --to oci-archive to write a stream"
     shelf.refused("image", "import", "-", given=b"no tar at all" * 100)
-    shelf.refused("image", "import", "no/where", status=32)
+    assert "no/where" in shelf.refused("image", "import", "no/where")
     assert "there is no layer" in shelf.refused("image", "create", "nope", "a:b")
     done = shelf.run("image", "rm", "nope", NAME)
     assert done.status == 64

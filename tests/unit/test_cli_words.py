@@ -239,7 +239,7 @@ def test_verbs_of_the_store_do_not_get_in_the_way_of_mount_8(text: str, helper: 
 # --- what is loaded -------------------------------------------------------------------------------
 
 STORE = r"unionfs2\.(driver|layers|images|archive|store|changes|treeview|cli\.(layer|store|image))"
-HEAVY = r"rich|argcomplete|zstandard|pyfuse3|trio"
+HEAVY = r"rich|argcomplete|pyfuse3|trio"
 
 
 def loaded_by(*words: str) -> set[str]:
