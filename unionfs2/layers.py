@@ -323,7 +323,7 @@ class LayerStore:
         staging.seal(link, lower, record, committed=commit, filled=filled)
         link = self._structure.appear(new, parent, link, lower, staging)
         chain = (parent.id, *parent.chain) if parent is not None else ()
-        return Layer(new, link, lower, chain, commit, commit, record)
+        return Layer(new, link, lower, chain, commit, commit, staging.record)
 
     def _lower_on(self, new: LayerId, parent: Layer | None) -> tuple[str, ...]:
         """The lower of a layer on *parent*. Raises DepthError."""

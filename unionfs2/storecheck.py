@@ -275,7 +275,7 @@ class StructureCheck:
                 " lower: it shows other layers than its parent does",
                 None,
             )
-        ours = sc.lstat_or_none(ondisk.RECORD_NAME, fd) is not None
+        ours = found.record.link is not None
         # Docker makes merged for each mount anew; work is always there.
         for name in (ondisk.WORK_NAME, *((ondisk.MERGED_NAME,) if ours else ())):
             if found.lower and not is_dir(fd, name):

@@ -38,6 +38,8 @@ class Index:
     lowers: dict[LayerId, tuple[str, ...]] = field(default_factory=dict)
     #: Entry of ``l`` -> layer its target names, None for any other target or type.
     links: dict[str, LayerId | None] = field(default_factory=dict)
+    #: Layer -> entries of ``l`` that lead to it.
+    leading: dict[LayerId, set[str]] = field(default_factory=dict)
     #: Short name -> layers whose ``link`` file holds it.
     claims: dict[str, set[LayerId]] = field(default_factory=dict)
     #: Short name -> layers whose ``lower`` begins with it.
@@ -63,9 +65,8 @@ class Index:
 
     def names_of(self, layer: LayerId) -> set[str]:
         """Every short name that leads to *layer*, or would once its link is mended."""
-        names = {short for short, target in self.links.items() if target == layer}
         own = self.own.get(layer)
-        return names | ({own} if own else set())
+        return self.leading.get(layer, set()) | ({own} if own else set())
 
     def parent(self, layer: LayerId) -> LayerId | None:
         """The layer directly below; None for a base layer and where it cannot be told."""
@@ -74,9 +75,7 @@ class Index:
 
     def children(self, layer: LayerId) -> set[LayerId]:
         """Layers built on *layer*: its children, and whoever else has it in its lower."""
-        own = self.own.get(layer)
-        # The usual case needs no look at all links: one name, and it is good.
-        names = {own} if own and self.links.get(own) == layer else self.names_of(layer)
+        names = self.names_of(layer)
         found: set[LayerId] = set()
         for short in names:
             if self.resolve(short) == layer:
@@ -117,9 +116,23 @@ class Index:
         self.add(new, own, lower)
         if odd:
             self.irregular.add(new)
-        for short, target in self.links.items():
-            if target == old:
-                self.links[short] = new
+        for short in self.leading.get(old, set()).copy():
+            self.set_link(short, new)
+
+    def set_link(self, short: str, target: LayerId | None) -> None:
+        """An entry of ``l`` that was found or made."""
+        self.drop_link(short)
+        self.links[short] = target
+        if target is not None:
+            self.leading.setdefault(target, set()).add(short)
+
+    def drop_link(self, short: str) -> None:
+        """An entry of ``l`` that is gone."""
+        target = self.links.pop(short, None)
+        if target is not None:
+            self.leading[target].discard(short)
+            if not self.leading[target]:
+                del self.leading[target]
 
     def classify(self, layer: LayerId) -> None:
         """Note whether *layer*'s lower is what its parent's files say it should be."""
@@ -140,7 +153,7 @@ def scan(home_fd: int, links_fd: int | None) -> Index:
     if links_fd is not None:
         for name in names_in(links_fd):
             if storelayout.is_short_name(name):
-                index.links[sys.intern(name.decode("ascii"))] = read_target(links_fd, name)
+                index.set_link(sys.intern(name.decode("ascii")), read_target(links_fd, name))
     for layer in index.lowers:
         index.classify(layer)
     return index

@@ -44,7 +44,8 @@ class Staging:
         self.base_fd = base_fd
         self.installed = False
         self.fd = -1
-        self._record = Record()
+        #: As seal() has written it.
+        self.record = Record()
         self.path = os.path.join(staging_path(home, name), ondisk.DIFF_NAME)
 
     @classmethod
@@ -94,12 +95,12 @@ class Staging:
         *filled*: the diff has content of unknown size; the whole file system is synced then, which
         is one commit instead of one per file.
         """
-        self._record = dataclasses.replace(
+        self.record = dataclasses.replace(
             record, link=link, parent_link=lower[0] if lower else None
         )
         texts = {
             ondisk.LINK_NAME: format_link(link),
-            ondisk.RECORD_NAME: format_record(self._record),
+            ondisk.RECORD_NAME: format_record(self.record),
         }
         if lower:
             texts[ondisk.LOWER_NAME] = format_lower(lower)
@@ -138,10 +139,10 @@ class Staging:
 
     def relink(self, link: str) -> None:
         """Another short name, after a clash."""
-        self._record = dataclasses.replace(self._record, link=link)
+        self.record = dataclasses.replace(self.record, link=link)
         texts = {
             ondisk.LINK_NAME: format_link(link),
-            ondisk.RECORD_NAME: format_record(self._record),
+            ondisk.RECORD_NAME: format_record(self.record),
         }
         for name in texts:
             sc.unlink(name, dir_fd=self.base_fd)

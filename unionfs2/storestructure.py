@@ -140,7 +140,7 @@ class Structure:
                 self._take_back(new, staging)
                 raise
             index.add(new, link, lower)
-            index.links[link] = new
+            index.set_link(link, new)
             self._restamp()
             staging.installed = True
         try:
@@ -271,10 +271,9 @@ class Structure:
         return trashed
 
     def _drop_links(self, index: Index, layer: LayerId) -> None:
-        for short in index.names_of(layer):
-            if index.links.get(short) == layer:
-                sc.unlink(short.encode("ascii"), dir_fd=self.home.links_fd)
-                del index.links[short]
+        for short in index.leading.get(layer, set()).copy():
+            sc.unlink(short.encode("ascii"), dir_fd=self.home.links_fd)
+            index.drop_link(short)
 
     # --- mending ----------------------------------------------------------------------------------
 
