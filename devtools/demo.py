@@ -2,8 +2,9 @@
 
 Three layers are made from Debian packages and mounted through FUSE below a writable upper
 directory. Real software works inside. Then the same directories are mounted with the kernel's
-overlay, and both views must be identical. Everything lives below one folder (``build/demo``);
-packages and layers are kept there for the next run.
+overlay, and both views must be identical. The second half (demo_store.py) does the same with a
+layer store and images. Everything lives below one folder (``build/demo``); packages and layers
+are kept there for the next run.
 """
 
 from __future__ import annotations
@@ -13,42 +14,46 @@ import contextlib
 import os
 import shutil
 import signal
-import subprocess
 import sys
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from rich.console import Console
 from rich.table import Table
 
 from devtools import rootfs
 from devtools.changes import changes, summary
+from devtools.demo_rig import (
+    UNIONFS2,
+    DemoError,
+    Place,
+    Times,
+    compare,
+    console,
+    find_place,
+    read_view,
+    run,
+    run_inside,
+)
+from devtools.demo_store import StoreDemo
 from tests.support.tree import (
     Dir,
     File,
     HardLink,
-    Snapshot,
     Symlink,
     Tree,
     Whiteout,
-    differences,
-    snapshot,
 )
 from tests.support.tree import build as build_tree
 
 ROOT: Final = Path(__file__).resolve().parent.parent
-UNIONFS2: Final = Path(sys.executable).parent / "unionfs2"
 STAMP_VERSION: Final = "1"  # raise it when the layers are made differently
 
 BASE: Final = ("~E", "tzdata")  # all essential packages, and one to remove
 TOOLS: Final = ("python3",)
 TO_INSTALL: Final = ("hello", "less", "nano")
 
-# What runs inside, as root of the mounted tree: (what it shows, shell commands).
 # What runs inside, as root of the mounted tree: what it shows, and the script for sh -e.
 WORK: Final = (
     (
@@ -107,149 +112,6 @@ WORK: Final = (
         """,
     ),
 )
-INSIDE: Final = {
-    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-    "HOME": "/root",
-    "LC_ALL": "C",
-    "DEBIAN_FRONTEND": "noninteractive",
-}
-
-console = Console(highlight=False, soft_wrap=True)
-
-
-class DemoError(Exception):
-    """The demo cannot go on; the text is what the user reads."""
-
-
-# --- running and showing ------------------------------------------------------------------------
-
-
-@dataclass
-class Times:
-    """Rows of the final table: what was done, and how long it took."""
-
-    rows: list[tuple[str, float]]
-
-    @contextlib.contextmanager
-    def step(self, label: str) -> Iterator[Callable[[str], None]]:
-        """Time the block; show that it runs. Yields a function that shows a detail."""
-        started = time.monotonic()
-        if not console.is_terminal:
-            console.print(f"  {label} ...", markup=False)
-        with console.status(label) as status:
-            yield lambda detail: status.update(f"{label}: {detail}")
-        seconds = time.monotonic() - started
-        self.rows.append((label, seconds))
-        console.print(f"  [green]done[/green] {seconds:6.1f} s  {label}")
-
-
-def run(command: Sequence[str | Path], **environment: str) -> str:
-    """Output of *command*; DemoError with its last lines when it fails."""
-    done = subprocess.run(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        env=environment or None,
-        check=False,
-    )
-    if done.returncode:
-        tail = "\n".join(done.stdout.splitlines()[-20:])
-        raise DemoError(f"{' '.join(map(str, command))}: exit status {done.returncode}\n{tail}")
-    return done.stdout
-
-
-# --- the folder ---------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Place:
-    """The folder of the demo, and in it what needs a file system fit for layers.
-
-    Invariant: neither path needs escaping in mount options.
-    """
-
-    root: Path
-    scratch: Path
-
-    @property
-    def packages(self) -> Path:
-        return self.root / "packages"
-
-    @property
-    def layers(self) -> Path:
-        return self.scratch / "layers"
-
-    @property
-    def lower(self) -> tuple[Path, ...]:
-        """The lower layers, topmost first."""
-        return tuple(self.layers / name for name in ("3-site", "2-python", "1-base"))
-
-    @property
-    def run(self) -> Path:
-        return self.scratch / "run"
-
-    @property
-    def upper(self) -> Path:
-        return self.run / "upper"
-
-    @property
-    def merged(self) -> Path:
-        return self.run / "merged"
-
-    @property
-    def options(self) -> str:
-        """Mount options of the union."""
-        lower = ":".join(map(str, self.lower))
-        return f"lowerdir={lower},upperdir={self.upper},workdir={self.run / 'work'}"
-
-    def mounts(self) -> list[str]:
-        """What is mounted below, the newest first."""
-        text = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace")
-        targets = [line.split()[4] for line in text.splitlines()]
-        return [target for target in reversed(targets) if target.startswith(f"{self.run}/")]
-
-    def unmount(self) -> None:
-        """Unmount whatever is mounted below, whoever mounted it."""
-        for target in self.mounts():
-            lazily = ["fusermount3", "-u", "-z"] if os.geteuid() else ["umount", "--lazy"]
-            run([*lazily, target])
-
-    def renew(self) -> None:
-        """Remove what an earlier run left, its mounts first, and make empty directories."""
-        self.unmount()
-        if self.mounts():
-            raise DemoError(f"{self.merged} is still mounted and cannot be unmounted")
-        if self.run.exists():
-            shutil.rmtree(self.run)
-        for name in ("upper", "work", "merged"):
-            (self.run / name).mkdir(parents=True)
-
-
-@contextlib.contextmanager
-def find_place(wanted: Path) -> Iterator[Place]:
-    """The folder *wanted*, made if missing, with room for layers."""
-    root = wanted.resolve()
-    if set(str(root)) & set(":,\\ \n"):
-        raise DemoError(f"{root} has a character that needs escaping; choose another --dir")
-    root.mkdir(parents=True, exist_ok=True)
-    if run(["stat", "--file-system", "--format=%T", root]).strip() != "overlayfs":
-        yield Place(root, root)
-        return
-    # In a container the project itself may lie on an overlay, which can hold no whiteouts and no
-    # other upper. Packages are kept there, layers are made anew in memory.
-    if os.geteuid():
-        raise DemoError(f"{root} is on an overlay file system; choose another --dir")
-    scratch = root / "memory"
-    scratch.mkdir(exist_ok=True)
-    run(["mount", "-t", "tmpfs", "-o", "size=2g,mode=0755", "unionfs2-demo", scratch])
-    try:
-        yield Place(root, scratch)
-    finally:
-        run(["umount", "--lazy", scratch])
-
 
 # --- layers -------------------------------------------------------------------------------------
 
@@ -314,28 +176,9 @@ def mounted(place: Place, backend: str, times: Times) -> Iterator[None]:
 
 def work_inside(place: Place, times: Times) -> None:
     """Run real software with the merged view as its root."""
-    enter = ["unshare", "--user", "--map-root-user", "--"] if os.geteuid() else []
     for label, commands in WORK:
         with times.step(label):
-            run([*enter, "chroot", place.merged, "/bin/sh", "-ec", commands], **INSIDE)
-
-
-View = tuple[Snapshot, dict[bytes, int]]
-
-
-def read_view(place: Place, backend: str, times: Times) -> View:
-    """Everything a caller sees in the mount, and the inode numbers beside it."""
-    inodes: dict[bytes, int] = {}
-    merged = os.fsencode(place.merged)
-
-    def note(path: bytes) -> None:
-        with contextlib.suppress(FileNotFoundError):  # listed, but not there: snapshot() notes it
-            inodes[path] = os.lstat(os.path.join(merged, path)).st_ino
-        if len(inodes) % 500 == 0:
-            show(f"{len(inodes):,} objects")
-
-    with times.step(f"read and hash the whole view ({backend})") as show:
-        return snapshot(place.merged, on_entry=note), inodes
+            run_inside(place.merged, commands)
 
 
 def show_changes(place: Place) -> None:
@@ -370,31 +213,6 @@ def kernel_is_missing(place: Place) -> str | None:
     return None
 
 
-def compare(through_fuse: View, through_kernel: View) -> int:
-    """Print the verdict on the two views; the number of differences."""
-    found = differences(through_fuse[0], through_kernel[0])
-    found += [
-        f"{path!r}: inode number is {number} on the left, {through_kernel[1][path]} on the right"
-        for path, number in through_fuse[1].items()
-        if through_kernel[1].get(path, number) != number
-    ]
-    for line in found[:20]:
-        console.print(f"  {line}", markup=False)
-    if len(found) > 20:
-        console.print(f"  ... and {len(found) - 20:,} more")
-    kinds = Counter(entry.kind for entry in through_fuse[0].values())
-    what = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
-    console.print(
-        "Compared, through FUSE and through the kernel: type, mode, owner, size, mtime, content, "
-        f"symlink target, device, xattrs, nlink, hard links, inode number of {what}."
-    )
-    console.print(
-        f"{len(through_fuse[0]):,} objects compared, {len(found):,} differences",
-        style="bold red" if found else "bold green",
-    )
-    return len(found)
-
-
 def show_times(times: Times) -> None:
     """Print the table of steps."""
     table = Table("step", "seconds")
@@ -415,19 +233,21 @@ def demo(place: Place) -> int:
     console.print("[bold]Through FUSE[/bold]")
     with mounted(place, "fuse", times):
         work_inside(place, times)
-        through_fuse = read_view(place, "fuse", times)
+        through_fuse = read_view(place.merged, "fuse", times)
     show_changes(place)
     reason = kernel_is_missing(place)
-    if reason is not None:
-        show_times(times)
+    found = 0
+    if reason is None:
+        console.print("[bold]The same directories through the kernel[/bold]")
+        with mounted(place, "native", times):
+            through_kernel = read_view(place.merged, "native", times)
+        found += compare(through_fuse, through_kernel)
+    else:
         console.print(f"{len(through_fuse[0]):,} objects read through FUSE.")
         console.print(f"Left out: the comparison with the kernel's overlay, because {reason}.")
-        return 0
-    console.print("[bold]The same directories through the kernel[/bold]")
-    with mounted(place, "native", times):
-        through_kernel = read_view(place, "native", times)
+    found += StoreDemo(place, times, native=reason is None).run()
     show_times(times)
-    return 1 if compare(through_fuse, through_kernel) else 0
+    return 1 if found else 0
 
 
 def main(argv: list[str]) -> int:
