@@ -97,6 +97,8 @@ class LayerStore:
         with self._structure.lock.shared():
             pass  # mends after a crash
         if not self.read_only:
+            if self._home.links_made:
+                self.mend()
             self.clear_staging()
             self.empty_trash()
 

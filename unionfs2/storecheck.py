@@ -259,8 +259,7 @@ class StructureCheck:
             if self._home.links_reason is not None:
                 return  # one finding for all
             if not self._has_good_link(layer):
-                path, repair = self._of(layer, ondisk.LINK_NAME), "gives the layer a new short name"
-                yield Finding("link-taken", layer, path, str(exc), repair)
+                yield self._bad_link(layer, str(exc))
             else:
                 path = self._of(layer, ondisk.LOWER_NAME)
                 yield Finding("lower-broken", layer, path, str(exc), _LOWER_REPAIR)
@@ -287,6 +286,15 @@ class StructureCheck:
                     f"layer {show(layer)} has no directory {shown}",
                     "makes the directory",
                 )
+
+    def _bad_link(self, layer: LayerId, reason: str) -> Finding:
+        """The short name of a layer leads to another one."""
+        short = self._index.own[layer] or ""
+        if self._index.claims[short] == {layer}:
+            path = self._at(ondisk.LINKS_NAME, short.encode())
+            return Finding("link-stolen", layer, path, reason, "makes the link anew")
+        path = self._of(layer, ondisk.LINK_NAME)
+        return Finding("link-taken", layer, path, reason, "gives the layer a new short name")
 
     def _temps(self, fd: int, layer: LayerId) -> Iterator[Finding]:
         for name, age_s in _with_age(fd):

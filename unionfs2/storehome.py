@@ -40,6 +40,8 @@ class Home:
         self.fd = self.state_fd = self.links_fd = self.staging_fd = self.trash_fd = -1
         #: Why ``l`` cannot be used, None when it can.
         self.links_reason: str | None = None
+        #: Whether ``l`` was missing and is empty now, so that all links have to be made.
+        self.links_made = False
         self.path = os.path.realpath(path)
         try:
             self._open(create=create)
@@ -161,7 +163,7 @@ class Home:
     def open_links(self) -> None:
         """Open ``l``, make it when it is missing; anything but a directory is a reason."""
         try:
-            _ensure(self.fd, ondisk.LINKS_NAME, ondisk.HOME_MODE, self.owner)
+            self.links_made = _ensure(self.fd, ondisk.LINKS_NAME, ondisk.HOME_MODE, self.owner)
         except OSError as exc:
             if exc.errno not in _READ_ONLY:
                 raise

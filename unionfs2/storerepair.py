@@ -100,6 +100,7 @@ class _Work:
             "links-damaged": self._fix_links,
             "link-missing": self._point,
             "link-wrong": self._point,
+            "link-stolen": self._point,
             "link-stray": self._set_aside,
             "link-duplicate": self._unlink,
             "link-dangling": self._unlink,
@@ -239,6 +240,9 @@ class _Work:
         with self._layer(finding) as (layer, fd):
             record = self._record(fd, layer)
             short = self._choose_short(layer, record)
+            st = sc.lstat_or_none(ondisk.LINK_NAME, fd)
+            if st is not None and not stat.S_ISREG(st.st_mode):
+                self._keep_old(fd, ondisk.LINK_NAME, finding)
             self._write(fd, ondisk.LINK_NAME, format_link(short))
             if record is not None and record.link != short:
                 changed = dataclasses.replace(record, link=short)
@@ -310,8 +314,6 @@ class _Work:
             quarantine(self._structure, fd, name, finding)
 
     def _write(self, fd: int, name: bytes, text: bytes) -> None:
-        if (st := sc.lstat_or_none(name, fd)) is not None and not _is_file(st):
-            raise StoreError(f"{show(name)} is not a regular file")
         write_file_atomic(fd, name, text, FILE_MODE, self._home.owner)
 
     # --- content ---
@@ -349,10 +351,6 @@ class _Work:
             first = show(left[0].path)
             raise StoreError(f"cannot delete {first}: {os.strerror(left[0].errno)}")
         return f"deleted {show(finding.path)}"
-
-
-def _is_file(st: os.stat_result) -> bool:
-    return stat.S_ISREG(st.st_mode)
 
 
 def quarantine(structure: Structure, dir_fd: int, name: bytes, finding: Finding) -> str:
