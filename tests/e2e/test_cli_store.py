@@ -222,7 +222,7 @@ def test_odd_ids(shelf: Shelf) -> None:
         assert made == layer
         path = Path(shelf.ok("layer", "mount", "--", layer))
         (path / "new").touch()
-        assert shelf.ok("layer", "changes", "--", layer) == "A /new"
+    assert shelf.ok("layer", "changes", "--", layer) == "A /new"
     rows = {row["id"]: row for row in shelf.json("layer", "ls")}
     assert rows.keys() == {"base", *ODD_IDS}
     assert rows[ODD_IDS[-1]]["path"] == str(path)
@@ -255,16 +255,16 @@ def test_paths_that_are_no_text(plain: Shelf) -> None:
     assert told == "--null and --format json exclude each other"
 
 
-def test_json(shelf: Shelf) -> None:
-    made = shelf.json("layer", "create", "--id", "base")
+def test_json(plain: Shelf) -> None:
+    made = plain.json("layer", "create", "--id", "base")
     assert made == {"id": "base"}
     stream = tar_of(BASE)
-    done = shelf.run("layer", "apply", "base", "--format", "json", given=stream)
+    done = plain.run("layer", "apply", "base", "--format", "json", given=stream)
     applied = json.loads(done.out)
     assert applied.pop("diff_id") == f"sha256:{hashlib.sha256(stream).hexdigest()}"
     assert applied == {"size_bytes": 12, "inodes": 5, "entries": 5}
-    shelf.ok("layer", "create", "--id", "box", "--parent", "base", "--writable", "--label", "l:s0")
-    base, box = shelf.json("layer", "ls")
+    plain.ok("layer", "create", "--id", "box", "--parent", "base", "--writable", "--label", "l:s0")
+    base, box = plain.json("layer", "ls")
     assert set(base) == {
         *("id", "parent", "state", "reason", "size_bytes", "inodes", "mounted", "path", "created"),
         *("label", "dialect", "size_max_bytes", "inodes_max"),
@@ -274,14 +274,14 @@ def test_json(shelf: Shelf) -> None:
     assert (box["id"], box["state"], box["parent"]) == ("box", "writable", "base")
     assert (box["label"], box["path"]) == ("l:s0", None)
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", box["created"])
-    assert shelf.json("layer", "changes", "box") == []
+    assert plain.json("layer", "changes", "box") == []
 
-    tree = shelf.json("layer", "tree")
+    tree = plain.json("layer", "tree")
     assert [(row["id"], row["depth"], row["children"]) for row in tree] == [
         ("base", 0, ["box"]),
         ("box", 1, []),
     ]
-    usage = shelf.json("layer", "usage", "box")
+    usage = plain.json("layer", "usage", "box")
     assert usage == [
         {
             "id": "box",
@@ -293,16 +293,16 @@ def test_json(shelf: Shelf) -> None:
             "shared_inodes": 0,
         }
     ]
-    holds = shelf.json("layer", "which", "box", "/etc/motd")
+    holds = plain.json("layer", "which", "box", "/etc/motd")
     assert [(row["layer"], row["visible"]) for row in holds] == [("base", True)]
-    (about,) = json.loads(shelf.ok("layer", "inspect", "box"))
+    (about,) = json.loads(plain.ok("layer", "inspect", "box"))
     assert about["parent"] == "base"
-    assert about["metadata"]["UpperDir"] == str(shelf.home / "box" / "diff")
-    info = shelf.json("info")
-    assert (info["home"], info["layers"]) == (str(shelf.home), 2)
-    assert shelf.json("check") == []
-    assert shelf.json("prune") == []
-    assert shelf.json("repair") == {"repaired": [], "left": []}
+    assert about["metadata"]["UpperDir"] == str(plain.home / "box" / "diff")
+    info = plain.json("info")
+    assert (info["home"], info["layers"]) == (str(plain.home), 2)
+    assert plain.json("check") == []
+    assert plain.json("prune") == []
+    assert plain.json("repair") == {"repaired": [], "left": []}
 
 
 def test_tables_in_a_pipe(plain: Shelf) -> None:
