@@ -22,7 +22,7 @@ from . import syscalls as sc
 from . import whiteout
 from .errors import DamagedLayerError, show
 from .nodes import Dir
-from .storemodel import Change, Size
+from .storemodel import Change, Kind, Size
 from .treecompare import Pair, Step, TwoTrees, walk
 from .treeview import MergedView, PlainView, Seen, View, same_places
 from .walk import is_opaque
@@ -178,8 +178,18 @@ def chain_steps(
         before = None
         if old:
             before = stack.enter_context(MergedView.open(old, old_dialect or dialect))
+        if not new:
+            yield iter(()) if before is None else _all_gone(before)
+            return
         after = stack.enter_context(MergedView.open(new, dialect))
         yield steps_of_views(after, before)
+
+
+def _all_gone(view: View) -> Iterator[Step]:
+    for name in view.names(view.root):
+        old = view.look(view.root, name)
+        if old is not None:
+            yield Step(_ROOT + name, Kind.DELETED, None, old)
 
 
 @contextmanager

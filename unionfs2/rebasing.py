@@ -35,14 +35,14 @@ def conflicts(
 ) -> Iterator[Conflict]:
     """Conflicts of the layer directory *top*, made for the chain *old*, with the chain *new*.
 
-    In the order of the bytes of the paths. Raises LayerError, DamagedLayerError, OSError.
+    In the order of the bytes of the paths; either chain may be empty. Raises LayerError,
+    DamagedLayerError, OSError.
     """
-    with layer_steps(top, old, dialect) as ours:
-        if not new:
-            yield from _meet(ours, iter(()))
-            return
-        with chain_steps(new, old, new_dialect or dialect, dialect) as theirs:
-            yield from _meet(ours, theirs)
+    with (
+        layer_steps(top, old, dialect) as ours,
+        chain_steps(new, old, new_dialect or dialect, dialect) as theirs,
+    ):
+        yield from _meet(ours, theirs)
 
 
 class _Side:
