@@ -1,12 +1,12 @@
-"""``python -m bench run ...`` and ``python -m bench compare ...``."""
+"""``python -m bench run|compare|store ...``."""
 
 from __future__ import annotations
 
 import sys
 
-from bench import compare, run
+from bench import compare, run, store
 
-COMMANDS = {"run": run.main, "compare": compare.main}
+COMMANDS = {"run": run.main, "compare": compare.main, "store": store.main}
 
 
 def main(argv: list[str]) -> int:
