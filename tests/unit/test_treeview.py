@@ -77,8 +77,8 @@ def test_private_marks_are_hidden_and_escaped_ones_shown(tmp_path: Path) -> None
 
 def test_descriptors_are_bounded(tmp_path: Path) -> None:
     build(tmp_path / "wide", {f"{n}": {"x": {"y": ""}} for n in range(400)})
-    fd = os.open(tmp_path / "wide", os.O_RDONLY)
     before = open_fds()
+    fd = os.open(tmp_path / "wide", os.O_RDONLY)
     try:
         with PlainView(fd) as view:
             for name in view.names(view.root):
