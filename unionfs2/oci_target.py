@@ -32,6 +32,7 @@ from .storefiles import (
     names_in,
     opened_dir,
     read_file,
+    remove_file,
     temp_name,
     write_file_atomic,
     write_synced,
@@ -160,7 +161,7 @@ class DirectoryTarget:
             # One that is there is replaced all the same: it may be damaged.
             sc.rename(temp, self._blobs_fd, name, self._blobs_fd)
         except BaseException:
-            sc.unlink(temp, dir_fd=self._blobs_fd)
+            remove_file(self._blobs_fd, temp)
             raise
         finally:
             os.close(fd)
@@ -173,6 +174,8 @@ class DirectoryTarget:
         assert not extra, "a layout has no other files"
         index = _index(self._kept(entries), entries)
         sc.fsync(self._blobs_fd)
+        # From here on the index may name the blobs, also when writing it seems to fail.
+        self._added = []
         if self._temp is None:
             if om.LAYOUT_FILE not in names_in(self._fd):
                 write_file_atomic(self._fd, om.LAYOUT_FILE, _LAYOUT)
@@ -182,9 +185,8 @@ class DirectoryTarget:
             write_synced(self._fd, om.INDEX_FILE, index)
             sc.fsync(self._fd)
             _rename_new(self._temp, self._name, self._parent_fd, self._path)
-            sc.fsync(self._parent_fd)
             self._temp = None
-        self._added = []
+            sc.fsync(self._parent_fd)
         self._close()
 
     def _kept(self, entries: Sequence[om.Descriptor]) -> list[object]:
@@ -201,8 +203,7 @@ class DirectoryTarget:
 
     def abandon(self) -> None:
         for name in self._added:
-            with contextlib.suppress(OSError):
-                sc.unlink(name, dir_fd=self._blobs_fd)
+            remove_file(self._blobs_fd, name)
         self._added = []
         if self._temp is not None:
             with contextlib.suppress(OSError):
@@ -355,8 +356,7 @@ class FileTarget(ArchiveTarget):
 
     def abandon(self) -> None:
         if self._fd >= 0:
-            with contextlib.suppress(OSError):
-                sc.unlink(self._temp, dir_fd=self._dir_fd)
+            remove_file(self._dir_fd, self._temp)
         self._close()
 
     def _close(self) -> None:
