@@ -11,7 +11,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "lint": ("devtools.checks", "lint"),
     "fuzz": ("devtools.fuzz",),
     "stress": ("devtools.stress",),
-    "bench": ("bench.run",),
+    "bench": ("bench",),
 }
 
 
