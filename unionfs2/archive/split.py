@@ -51,6 +51,10 @@ _READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _MODE: Final = 0o600
 
 
+def _compressor() -> zstandard.ZstdCompressor:
+    return zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True)
+
+
 class _Live(NamedTuple):
     """A file whose content is still in the diff directory."""
 
@@ -130,7 +134,7 @@ class SplitWriter:
             return
         self._end_records()
         index = b"".join(self._index)
-        packed = zstandard.ZstdCompressor(level=_LEVEL).compress(index)
+        packed = _compressor().compress(index)
         at = self._offset
         self._write(packed)
         self._write(_TRAILER.pack(at, len(packed), _TRAILER_MAGIC))
@@ -148,7 +152,7 @@ class SplitWriter:
 
     def _record(self, data: bytes) -> None:
         if self._packer is None:
-            self._packer = zstandard.ZstdCompressor(level=_LEVEL).compressobj()
+            self._packer = _compressor().compressobj()
             self._start = self._offset
         self._write(self._packer.compress(data))
 
@@ -165,7 +169,7 @@ class SplitWriter:
     def _save(self, live: _Live, dir_fd: int, name: bytes) -> None:
         self._end_records()
         start = self._offset
-        packer = zstandard.ZstdCompressor(level=_LEVEL).compressobj()
+        packer = _compressor().compressobj()
         size = 0
         fd = sc.open_at(name, _READ, dir_fd=dir_fd)
         try:
@@ -228,7 +232,8 @@ def _read_index(fd: int) -> list[_Frame]:
     offset, length, magic = _TRAILER.unpack(tail)
     if magic != _TRAILER_MAGIC or offset + length != size - _TRAILER.size:
         raise _damaged()
-    data = zstandard.ZstdDecompressor().decompress(os.pread(fd, length, offset))
+    with _open_frame(fd, offset, length) as stream:
+        data = b"".join(iter(lambda: stream.read(_COPY_BYTES), b""))
     return [_Frame(*fields) for fields in _INDEX.iter_unpack(data)]
 
 
@@ -245,6 +250,11 @@ class _Window:
         data = os.pread(self._fd, left if size < 0 else min(size, left), self._at)
         self._at += len(data)
         return data
+
+
+def _open_frame(fd: int, offset: int, length: int) -> zstandard.ZstdDecompressionReader:
+    window = cast("IO[bytes]", _Window(fd, offset, length))
+    return zstandard.ZstdDecompressor().stream_reader(window)
 
 
 class _Rebuilder:
@@ -269,12 +279,8 @@ class _Rebuilder:
                 self._records(frame)
         return self._sink.finish()
 
-    def _open(self, frame: _Frame) -> zstandard.ZstdDecompressionReader:
-        window = _Window(self._split_fd, frame.offset, frame.length)
-        return zstandard.ZstdDecompressor().stream_reader(cast("IO[bytes]", window))
-
     def _records(self, frame: _Frame) -> None:
-        with self._open(frame) as stream:
+        with _open_frame(self._split_fd, frame.offset, frame.length) as stream:
             while kind := stream.read(1):
                 if kind == b"L":
                     (length,) = struct.unpack("<I", _exactly(stream, 4))
@@ -287,6 +293,8 @@ class _Rebuilder:
     def _content(self, stream: zstandard.ZstdDecompressionReader) -> None:
         length, count, _ = struct.unpack("<III", _exactly(stream, _CONTENT.size - 1))
         path = _exactly(stream, length)
+        if b"\0" in path:
+            raise _damaged()
         pieces = list(_PIECE.iter_unpack(_exactly(stream, count * _PIECE.size)))
         saved = self._saved.get(self._number)
         self._number += 1
@@ -304,7 +312,7 @@ class _Rebuilder:
 
     def _copy_saved(self, frame: _Frame) -> None:
         left = frame.size
-        with self._open(frame) as stream:
+        with _open_frame(self._split_fd, frame.offset, frame.length) as stream:
             while left:
                 data = stream.read(min(left, _COPY_BYTES))
                 if not data:
@@ -329,13 +337,15 @@ class _Rebuilder:
 
 
 def _exactly(stream: zstandard.ZstdDecompressionReader, size: int) -> bytes:
-    data = stream.read(size)
-    while len(data) < size:
-        more = stream.read(size - len(data))
-        if not more:
+    # In portions: a damaged length must not reserve gigabytes.
+    parts = []
+    while size:
+        data = stream.read(min(size, _COPY_BYTES))
+        if not data:
             raise _damaged()
-        data += more
-    return data
+        parts.append(data)
+        size -= len(data)
+    return b"".join(parts)
 
 
 def _never(path: bytes, marked: bool) -> NoReturn:  # noqa: FBT001 - a callback
