@@ -42,7 +42,7 @@ from .errors import (
 )
 from .layers import Layer, LayerLock
 from .mountcalls import MountEntry
-from .mounter import FUSE_TYPE, Mounted, is_ours
+from .mounter import FUSE_TYPE, OVERLAY_TYPE, Mounted, is_ours
 from .options import MountSpec
 from .references import Reference
 from .storefiles import Owner, is_dir, make_dir, open_dir, opened_dir
@@ -499,7 +499,8 @@ class Mounts:
         for entry in mountcalls.mounts_below(self._store.home):
             name, _, rest = entry.target[len(self._store.home) + 1 :].partition(b"/")
             layer = LayerId(os.fsdecode(name))
-            if rest == ondisk.MERGED_NAME and is_ours(entry) and layer in known:
+            kind = entry.fstype in (OVERLAY_TYPE, FUSE_TYPE)
+            if rest == ondisk.MERGED_NAME and kind and layer in known:
                 yield layer
 
     def _clean_layer(self, layer: LayerId) -> list[str]:
@@ -511,6 +512,8 @@ class Mounts:
             if live is None:
                 self._core.references.save(layer, references.elsewhere(found.others))
                 return []
+            if not is_ours(live.entry):
+                return []  # another program's, which found this store before us
             self._end(layer, lock, live, found.others, lazy=not self._answers(live))
             return [f"unmounted layer {show(layer)} from {show(live.target)}"]
 
