@@ -347,18 +347,22 @@ class LayerStore:
         Its diff root has mode, owner and attributes of the diff root of *like*: the parent for a
         new layer, the layer itself for one that is filled.
         """
-        with self._structure.lock.shared():
-            self._refuse_read_only()
-            staging = Staging.make(self._home)
-        try:
-            if like is not None:
-                with opened_diff(self._home, like) as diff_fd:
-                    staging.inherit(diff_fd)
+        with contextlib.ExitStack() as stack:
+            with self._structure.lock.shared():
+                self._refuse_read_only()
+                model = None
+                if like is not None:
+                    model = stack.enter_context(opened_diff(self._home, like))
+                staging = Staging.make(self._home)
+                stack.callback(self._give_up, staging)
+            if model is not None:
+                staging.inherit(model)
             yield staging
-        finally:
-            trashed = staging.close()
-            if trashed is not None:
-                delete_trash(self._home, trashed)
+
+    def _give_up(self, staging: Staging) -> None:
+        trashed = staging.close()
+        if trashed is not None:
+            delete_trash(self._home, trashed)
 
     def _refuse_read_only(self) -> None:
         if self.read_only:

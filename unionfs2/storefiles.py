@@ -182,8 +182,8 @@ def temp_name(name: bytes) -> bytes:
     return b"%b.%b%b" % (name, random_name(), ondisk.TEMP_SUFFIX)
 
 
-def is_temp_name(name: bytes, of: bytes | None = None) -> bool:
-    """Whether *name* was made by temp_name(), for the file *of* if given."""
-    head, dot, middle = name.removesuffix(ondisk.TEMP_SUFFIX).rpartition(b".")
+def is_temp_name(name: bytes) -> bool:
+    """Whether *name* was made by temp_name()."""
+    _, dot, middle = name.removesuffix(ondisk.TEMP_SUFFIX).rpartition(b".")
     hexadecimal = len(middle) == 16 and set(middle) <= set(b"0123456789abcdef")
-    return name.endswith(ondisk.TEMP_SUFFIX) and bool(dot) and hexadecimal and of in {None, head}
+    return name.endswith(ondisk.TEMP_SUFFIX) and bool(dot) and hexadecimal

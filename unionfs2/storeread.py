@@ -55,18 +55,26 @@ def open_layer(home: Home, layer: LayerId) -> int:
         raise DamagedLayerError(
             f"layer {show(layer)} is damaged: {shown} is not a directory; {WAY_OUT}"
         ) from exc
-    if not looks_like_layer(fd):
-        os.close(fd)
-        raise UnknownLayerError(
-            f"{shown} is not a layer: it has neither {ondisk.LINK_NAME.decode()} nor"
-            f" {ondisk.DIFF_NAME.decode()}; {WAY_OUT}"
-        )
-    return fd
+    if looks_like_layer(fd):
+        return fd
+    identity = os.fstat(fd)
+    os.close(fd)
+    now = sc.lstat_or_none(name, home.fd)
+    if now is None or (now.st_dev, now.st_ino) != (identity.st_dev, identity.st_ino):
+        # Removed or replaced between the two looks: what we saw was on its way out.
+        return open_layer(home, layer)
+    raise UnknownLayerError(
+        f"{shown} is not a layer: it has neither {ondisk.LINK_NAME.decode()} nor"
+        f" {ondisk.DIFF_NAME.decode()}; {WAY_OUT}"
+    )
 
 
 @contextmanager
 def opened_diff(home: Home, layer: LayerId) -> Iterator[int]:
-    """Descriptor of HOME/<id>/diff for the length of a block."""
+    """Descriptor of HOME/<id>/diff for the length of a block.
+
+    needs: store lock, or a lock on the layer, while it is opened.
+    """
     fd = open_layer(home, layer)
     try:
         with opened_dir(fd, ondisk.DIFF_NAME) as diff_fd:

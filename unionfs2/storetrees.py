@@ -209,7 +209,7 @@ def _rmdir(dir_fd: int, path: bytes, left: list[Undeleted]) -> None:
         try:
             sc.rmdir(name, dir_fd=dir_fd)
         except PermissionError:
-            if not (_unprotect(dir_fd, b".") or _open_up(dir_fd)):
+            if not _set_free(dir_fd, name):
                 raise
             sc.rmdir(name, dir_fd=dir_fd)
     except FileNotFoundError:
@@ -229,10 +229,16 @@ def _unlink(dir_fd: int, name: bytes) -> bool:
     except PermissionError:
         if stat.S_ISDIR(sc.lstat_at(name, dir_fd).st_mode):
             return False  # what POSIX says unlink() answers for a directory
-        if not (_unprotect(dir_fd, name) or _unprotect(dir_fd, b".") or _open_up(dir_fd)):
+        if not _set_free(dir_fd, name):
             raise
     sc.unlink(name, dir_fd=dir_fd)
     return True
+
+
+def _set_free(dir_fd: int, name: bytes) -> bool:
+    """Take away whatever forbids to remove *name*; False if nothing could be changed."""
+    changed = [_unprotect(dir_fd, name), _unprotect(dir_fd, b"."), _open_up(dir_fd)]
+    return any(changed)
 
 
 def _unprotect(dir_fd: int, name: bytes) -> bool:

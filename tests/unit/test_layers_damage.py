@@ -259,13 +259,15 @@ def test_one_sentence_and_all_others_work(
 
 
 @pytest.mark.parametrize("make", [ours, docker], ids=["ours", "docker's"])
-@pytest.mark.parametrize("case", DAMAGES)
+@pytest.mark.parametrize(
+    # What is no directory is no layer to remove.
+    "case",
+    [case for case, damage in DAMAGES.items() if damage.code != "layer-stray"],
+)
 def test_a_damaged_layer_can_be_removed(
     tmp_path: Path, case: str, make: Callable[[Path], None]
 ) -> None:
     damage = DAMAGES[case]
-    if damage.code == "layer-stray":
-        pytest.skip("what is no directory is no layer to remove")
     home = tmp_path / "home"
     make(home)
     damage.harm(home)
