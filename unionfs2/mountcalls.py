@@ -96,11 +96,6 @@ def umount(target: bytes, flags: int = 0) -> None:
     _check(_libc.umount2(target, flags), target)
 
 
-def syncfs(fd: int) -> None:
-    """Write back everything of the file system that *fd* (not O_PATH) is on."""
-    _check(_libc.syncfs(fd))
-
-
 # --- fd-based calls -------------------------------------------------------------------------------
 
 

@@ -282,6 +282,19 @@ def entry_types(dir_fd: int) -> dict[bytes, int]:
     return found
 
 
+def start_writeback(fd: int) -> None:
+    """Begin to write the data of an open file, so that fsync() of several share one commit.
+
+    sync_file_range(2) with SYNC_FILE_RANGE_WRITE. Promises nothing, so failure is no error.
+    """
+    if _sync_file_range is not None:
+        _sync_file_range(fd, ctypes.c_int64(0), ctypes.c_int64(0), _SYNC_FILE_RANGE_WRITE)
+
+
+_SYNC_FILE_RANGE_WRITE: Final = 2
+_sync_file_range = getattr(_libc, "sync_file_range", None)  # not on every architecture
+
+
 # --- changing -----------------------------------------------------------------------------------
 
 mkdir = os.mkdir
@@ -420,19 +433,6 @@ def clone_data(src: int, dst: int) -> bool:
 
 
 copy_range = os.copy_file_range
-
-
-def start_writeback(fd: int) -> None:
-    """Begin to write the data of an open file, so that fsync() of several share one commit.
-
-    sync_file_range(2) with SYNC_FILE_RANGE_WRITE. Promises nothing, so failure is no error.
-    """
-    if _sync_file_range is not None:
-        _sync_file_range(fd, ctypes.c_int64(0), ctypes.c_int64(0), _SYNC_FILE_RANGE_WRITE)
-
-
-_SYNC_FILE_RANGE_WRITE: Final = 2
-_sync_file_range = getattr(_libc, "sync_file_range", None)  # not on every architecture
 
 
 def syncfs(fd: int) -> None:

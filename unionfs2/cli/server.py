@@ -13,7 +13,7 @@ import resource
 from collections.abc import Callable
 from dataclasses import replace
 
-from unionfs2 import attach, locks, mountcalls, mounts, privilege
+from unionfs2 import attach, locks, mountcalls, mounts, privilege, syscalls
 from unionfs2.errors import BusyError, MountError, sentence
 from unionfs2.layercheck import check_layers
 from unionfs2.mountcalls import MountEntry
@@ -99,7 +99,7 @@ def _write_back(target: bytes) -> None:
         _log.debug("not written back: %s", sentence(exc))
         return
     try:
-        mountcalls.syncfs(fd)
+        syscalls.syncfs(fd)
     except OSError as exc:
         _log.error("not all was written back: %s", sentence(exc))
     finally:
