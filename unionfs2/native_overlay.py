@@ -237,7 +237,9 @@ def _layers(
         give(b"lowerdir+", spec.lower[0])
     except OSError as exc:
         words = mountcalls.read_log(context)
-        if exc.errno == errno.EINVAL and all(_UNKNOWN_FORM.match(line) for line in words):
+        # EOPNOTSUPP: file systems of the old mount API take no descriptors (vfs_fsconfig()).
+        unknown = exc.errno in (errno.EINVAL, errno.EOPNOTSUPP)
+        if unknown and all(_UNKNOWN_FORM.match(line) for line in words):
             raise _NotHereError from exc
         raise _failed(target, exc, words, f"lowerdir={show(spec.lower[0])}") from exc
     rest = [(b"lowerdir+", path) for path in spec.lower[1:]]
