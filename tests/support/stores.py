@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import stat
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from unionfs2.layers import LayerStore
 from unionfs2.store_options import StoreOptions
 from unionfs2.storecheck import Finding, check
 from unionfs2.storemodel import LayerId
+
+
+@contextlib.contextmanager
+def quick_place(otherwise: Path) -> Iterator[Path]:
+    """A directory in memory where there is one: thousands of stores are made for some tests."""
+    memory = Path("/dev/shm")
+    if not os.access(memory, os.W_OK):
+        yield otherwise
+        return
+    path = Path(tempfile.mkdtemp(prefix="unionfs2-test-", dir=memory))
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path)
 
 
 def lid(text: str) -> LayerId:

@@ -30,7 +30,7 @@ from tests.support.tree import (
     differences,
     snapshot,
 )
-from unionfs2 import mountcalls, storelayout
+from unionfs2 import mountcalls, storelayout, syscalls
 from unionfs2.errors import (
     CommittedError,
     DepthError,
@@ -47,6 +47,12 @@ from unionfs2.storemodel import Digest, Quota, Size
 
 A, B, C, D = lid("a"), lid("b"), lid("c"), lid("d")
 DIGEST = Digest("sha256:" + "7" * 64)
+
+
+@pytest.fixture(autouse=True)
+def _quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("fsync", "syncfs"):
+        monkeypatch.setattr(syscalls, name, lambda fd: None)
 
 
 @pytest.fixture

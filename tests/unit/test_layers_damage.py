@@ -19,6 +19,7 @@ from tests.support.stores import (
     lid,
     open_store,
 )
+from unionfs2 import syscalls
 from unionfs2.errors import DamagedLayerError, LayerInUseError, StoreError, UnknownLayerError
 from unionfs2.storecheck import check
 from unionfs2.storemodel import Digest, Size
@@ -26,6 +27,12 @@ from unionfs2.storerepair import repair
 
 A, B, C, X = lid("a"), lid("b"), lid("c"), lid("x")
 DIGEST = Digest("sha256:" + "7" * 64)
+
+
+@pytest.fixture(autouse=True)
+def _quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("fsync", "syncfs"):
+        monkeypatch.setattr(syscalls, name, lambda fd: None)
 
 
 def ours(home: Path) -> None:

@@ -9,14 +9,14 @@ from __future__ import annotations
 import errno
 import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.support.faults import Crash, inject
-from tests.support.stores import assert_clean, content_of, fill, lid, open_store
+from tests.support.stores import assert_clean, content_of, fill, lid, open_store, quick_place
 from unionfs2 import storestructure, syscalls
 from unionfs2.errors import StoreError
 from unionfs2.layers import LayerStore
@@ -28,6 +28,12 @@ DIGEST = Digest("sha256:" + "5" * 64)
 
 State = dict[str, Any]
 Action = Callable[[LayerStore], object]
+
+
+@pytest.fixture
+def tmp_path(tmp_path: Path) -> Iterator[Path]:
+    with quick_place(tmp_path) as path:
+        yield path
 
 
 @pytest.fixture(autouse=True)

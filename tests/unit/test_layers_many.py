@@ -9,12 +9,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support.stores import assert_clean, lid, open_store
+from tests.support.stores import assert_clean, lid, open_store, quick_place
 from unionfs2 import syscalls
 from unionfs2.errors import (
     CommittedError,
@@ -48,6 +48,12 @@ with open_store(home) as store:
     for _ in range(turns):
         turn(store, chance)
 """
+
+
+@pytest.fixture
+def tmp_path(tmp_path: Path) -> Iterator[Path]:
+    with quick_place(tmp_path) as path:
+        yield path
 
 
 @pytest.fixture(autouse=True)
