@@ -21,20 +21,19 @@ Closing a driver unmounts nothing.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
-from .archive.digest import Readable, Writable
 from .backends import Choice
-from .driver_core import Core
-from .driver_diffs import DIRECT, Diffs, Parent
+from .driver_core import DIRECT, Core, Parent
 from .driver_layers import Layers, LayerStatus, Status, Usage
 from .driver_mounts import Mounts
-from .driver_trees import Conflict, Finding, Holding, Rebased, TreeNode, Trees
 from .errors import OptionError
 from .fuse_mount import FuseMounter
 from .layers import LayerStore
@@ -42,17 +41,18 @@ from .mounter import Mounter
 from .store_options import StoreOptions
 from .storemodel import Applied, Change, Digest, IdMaps, IdRange, LayerId, Size
 
+if TYPE_CHECKING:
+    from .archive.digest import Readable, Writable
+    from .driver_diffs import Diffs
+    from .driver_trees import Finding, Rebased, TreeNode, Trees
+    from .driver_trees import Holding as Holding
+
 __all__ = [
     "DIRECT",
-    "Conflict",
     "Driver",
-    "Finding",
-    "Holding",
     "LayerStatus",
     "Parent",
-    "Rebased",
     "Status",
-    "TreeNode",
     "Usage",
 ]
 
@@ -68,8 +68,21 @@ class Driver:
         self._core = core
         self._mounts = Mounts(core)
         self._layers = Layers(core, self._mounts)
-        self._diffs = Diffs(core, self._mounts, self._layers, ids)
-        self._trees = Trees(core, self._mounts, self._layers, self._diffs)
+        self._ids = ids
+
+    # What reads and writes streams is loaded at its first use: mounting needs none of it.
+
+    @functools.cached_property
+    def _diffs(self) -> Diffs:
+        from .driver_diffs import Diffs  # noqa: PLC0415
+
+        return Diffs(self._core, self._mounts, self._layers, self._ids)
+
+    @functools.cached_property
+    def _trees(self) -> Trees:
+        from .driver_trees import Trees  # noqa: PLC0415
+
+        return Trees(self._core, self._mounts, self._layers, self._diffs)
 
     @classmethod
     def open(

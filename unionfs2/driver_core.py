@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import enum
 import errno
 import os
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, Literal
 
 from . import ondisk, probes
 from .backends import Choice
@@ -31,6 +32,22 @@ from .storerecord import DialectName
 _SCRATCH_NAMES: Final = ("backing", "native-trusted", "native-user")
 # What the text of the storage option mountopt must not name, because the driver does.
 _OURS: Final = ("lower", "upper", "work", "data", "userxattr", "source", "quota_bytes")
+
+
+#: Hears how much is done, in bytes, as a total.
+Progress = Callable[[int], None]
+
+
+class _Direct(enum.Enum):
+    """Type of DIRECT."""
+
+    DIRECT = "the layer's own parent"
+
+
+#: The parent that a layer is built on, whichever that is.
+DIRECT: Final = _Direct.DIRECT
+#: What a difference is taken to: the layer's own parent, any layer, or nothing at all.
+Parent = Literal[_Direct.DIRECT] | str | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,12 +11,11 @@ digest was found right. Whoever asks for the layer meanwhile waits.
 from __future__ import annotations
 
 import contextlib
-import enum
 import fcntl
 import os
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from . import changes, ondisk, whiteout
 from . import syscalls as sc
@@ -24,7 +23,7 @@ from .archive.compress import open_compressed
 from .archive.digest import Chunk, Readable, Writable
 from .archive.read import unpack
 from .archive.split import SplitWriter, rebuild
-from .driver_core import Core
+from .driver_core import DIRECT, Core, Parent, Progress
 from .driver_layers import Layers
 from .driver_mounts import Mounts
 from .errors import (
@@ -44,21 +43,7 @@ from .storetrees import tree_size, walk
 from .treeview import MergedView
 from .whiteout import Dialect
 
-Progress = Callable[[int], None]
-
 _PIPE_BYTES: Final = 1 << 20
-
-
-class _Direct(enum.Enum):
-    """Type of DIRECT."""
-
-    DIRECT = "the layer's own parent"
-
-
-#: The parent that a layer is built on, whichever that is.
-DIRECT: Final = _Direct.DIRECT
-#: What a difference is taken to: the layer's own parent, any layer, or nothing at all.
-Parent = Literal[_Direct.DIRECT] | str | None
 
 
 class Diffs:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from . import imagerecords, rebasing, storecheck, storelayout, storeprune, storerepair
 from . import which as whichlayer
-from .driver_core import Core
-from .driver_diffs import DIRECT, Diffs, Progress
+from .driver_core import DIRECT, Core, Progress
+from .driver_diffs import Diffs
 from .driver_layers import Layers, LayerStatus
 from .driver_mounts import Mounts
 from .errors import StoreError, UnionFSError, sentence, show

@@ -15,7 +15,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -119,6 +118,8 @@ def machine_reason() -> str | None:
             "the kernel's overlay needs CAP_SYS_ADMIN: become root, enter a user namespace, "
             "or use the fuse backend"
         )
+    import tempfile  # noqa: PLC0415 - costs milliseconds, and not every mount asks
+
     with tempfile.TemporaryDirectory(prefix="unionfs2-probe-") as scratch:
         base = os.fsencode(scratch)
         lower = (base + b"/a", base + b"/b")

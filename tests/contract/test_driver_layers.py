@@ -258,9 +258,8 @@ def test_a_limit(driver: Driver, backend: Choice) -> None:
             (root / "big").unlink()
 
 
-def test_a_limited_base_layer(driver: Driver, backend: Choice) -> None:
-    if backend == "native":
-        pytest.skip("limits of the FUSE server")
+@pytest.mark.parametrize("backend", ["fuse"], indirect=True)
+def test_a_limited_base_layer(driver: Driver) -> None:
     driver.create("box", writable=True, options={"size": "1M"})
     with driver.mounted("box") as root:
         assert root.name == "merged"
@@ -270,9 +269,8 @@ def test_a_limited_base_layer(driver: Driver, backend: Choice) -> None:
         driver.get("box", backend="native")
 
 
-def test_the_default_limit_of_a_store(opener: Opener, backend: Choice) -> None:
-    if backend == "native":
-        pytest.skip("limits of the FUSE server")
+@pytest.mark.parametrize("backend", ["fuse"], indirect=True)
+def test_the_default_limit_of_a_store(opener: Opener) -> None:
     driver = opener(options=["overlay2.size=1M"])
     driver.create("base")
     assert driver.store.layer(LayerId("base")).record.quota is None
