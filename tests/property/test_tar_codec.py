@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from unionfs2.archive import acltext, pax, sparse, tar
 from unionfs2.archive.compress import GZIP, NONE, ZSTD, compressor, kind_of, open_compressed
 from unionfs2.archive.digest import Readable, StreamHash
-from unionfs2.archive.members import Input, MemberReader
+from unionfs2.archive.members import MemberReader
+from unionfs2.archive.source import Input
 from unionfs2.archive.writer import find_pieces
 from unionfs2.errors import ArchiveError
 from unionfs2.storemodel import Limits

@@ -19,6 +19,7 @@ import zstandard
 from unionfs2.errors import ArchiveError, StoreError
 
 from .digest import Chunk, Readable, Writable
+from .zstdframes import Watched, is_skippable
 
 NONE: Final = "none"
 GZIP: Final = "gzip"
@@ -33,8 +34,6 @@ _MAGIC: Final = (
     (b"BZh", BZIP2),
 )
 _MAGIC_BYTES: Final = 6
-# A zstd frame may begin as a skippable one: 0x184D2A50 to 5F, little-endian (RFC 8878, 3.1.2).
-_SKIPPABLE: Final = b"\x2a\x4d\x18"
 _INPUT_BYTES: Final = 128 << 10
 # What one step may hold; a bomb is met in portions of this size.
 _OUTPUT_BYTES: Final = 1 << 20
@@ -171,95 +170,11 @@ class _Decompressed:
         return True
 
 
-class _Frames:
-    """Follows the frames of a zstd stream (RFC 8878, 3.1), only to know where one ends.
-
-    The library's reader takes a stream that was cut short for one that ended.
-    """
-
-    def __init__(self) -> None:
-        self._state = self._magic
-        self._want = 4  # bytes of the current field
-        self._field = b""
-        self._pass = 0  # bytes to pass over
-        self._checksum = 0
-        self.complete = True
-
-    def feed(self, data: bytes) -> None:
-        """Take note of *data*, the next bytes of the stream."""
-        at = 0
-        while at < len(data):
-            if self._pass:
-                step = min(self._pass, len(data) - at)
-                self._pass -= step
-                at += step
-                continue
-            take = self._want - len(self._field)
-            self._field += data[at : at + take]
-            at += take
-            if len(self._field) == self._want:
-                field, self._field = self._field, b""
-                self._state(field)
-            else:
-                self.complete = False
-
-    @property
-    def at_boundary(self) -> bool:
-        """Whether a frame is complete here and none has begun."""
-        return self.complete and not self._pass and not self._field
-
-    def _magic(self, field: bytes) -> None:
-        self.complete = False
-        if field[1:] == _SKIPPABLE and field[0] & 0xF0 == 0x50:
-            self._state, self._want = self._skippable, 4
-        elif field == b"\x28\xb5\x2f\xfd":
-            self._state, self._want = self._descriptor, 1
-        else:
-            raise ArchiveError("something that is no zstd frame follows in the zstd stream")
-
-    def _skippable(self, field: bytes) -> None:
-        self._pass = int.from_bytes(field, "little")
-        self._end_frame()
-
-    def _descriptor(self, field: bytes) -> None:
-        flags = field[0]
-        single = flags >> 5 & 1
-        size = (single, 2, 4, 8)[flags >> 6]
-        self._checksum = 4 if flags & 4 else 0
-        self._pass = (0 if single else 1) + (0, 1, 2, 4)[flags & 3] + size
-        self._state, self._want = self._block, 3
-
-    def _block(self, field: bytes) -> None:
-        number = int.from_bytes(field, "little")
-        kind = number >> 1 & 3
-        self._pass = 1 if kind == 1 else number >> 3
-        if number & 1:
-            self._pass += self._checksum
-            self._end_frame()
-
-    def _end_frame(self) -> None:
-        self._state, self._want = self._magic, 4
-        self.complete = True
-
-
-class _Watched:
-    """Lets a stream pass while its frames are followed."""
-
-    def __init__(self, stream: Readable) -> None:
-        self._stream = stream
-        self.frames = _Frames()
-
-    def read(self, size: int = -1, /) -> bytes:
-        data = self._stream.read(size if size >= 0 else _INPUT_BYTES)
-        self.frames.feed(data)
-        return data
-
-
 class _Zstd:
     """The content of a zstd stream of any number of frames."""
 
     def __init__(self, stream: Readable) -> None:
-        self._watched = _Watched(stream)
+        self._watched = Watched(stream)
         decoder = zstandard.ZstdDecompressor(max_window_size=_WINDOW_BYTES_MAX)
         self._reader = decoder.stream_reader(
             cast("IO[bytes]", self._watched), read_size=_INPUT_BYTES, read_across_frames=True
@@ -283,7 +198,7 @@ def kind_of(head: bytes) -> str:
     for magic, kind in _MAGIC:
         if head.startswith(magic):
             return kind
-    if head[1:4] == _SKIPPABLE and head[0] & 0xF0 == 0x50:
+    if is_skippable(head):
         return ZSTD
     return NONE
 

@@ -23,7 +23,7 @@ import os
 import stat
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import TYPE_CHECKING, Final
 
 from unionfs2 import ondisk, storefiles, storetrees, whiteout
 from unionfs2 import syscalls as sc
@@ -31,9 +31,11 @@ from unionfs2.errors import ArchiveError, LimitError, show
 from unionfs2.storemodel import Applied, IdMaps, Limits, Size
 from unionfs2.whiteout import Dialect
 
-from . import acltext, place, tar
+from . import place, tar
+from .attributes import Attributes
 from .digest import Readable, StreamHash
-from .members import Input, Member, MemberReader, Progress, stream_bytes_max
+from .members import Member, MemberReader, stream_bytes_max
+from .source import Input, Progress
 
 if TYPE_CHECKING:
     from .split import SplitWriter
@@ -48,10 +50,6 @@ _NODES: Final = {
     tar.BLOCK_DEVICE: stat.S_IFBLK,
     tar.FIFO: stat.S_IFIFO,
 }
-_ACLS: Final = frozenset({ondisk.ACL_ACCESS, ondisk.ACL_DEFAULT})
-_NAMESPACES: Final = (b"user.", b"trusted.", ondisk.SECURITY_PREFIX)
-_PRIVILEGED: Final = (b"trusted.", ondisk.SECURITY_PREFIX)
-_DISK_ERRORS: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ENOMEM})
 _MAJOR_MAX: Final = (1 << 12) - 1
 _MINOR_MAX: Final = (1 << 20) - 1
 
@@ -91,8 +89,8 @@ def unpack(
     )
     unpacker = None
     try:
-        unpacker = Unpacker(root_fd, source, dialect, ids or IdMaps(), limits, below, split)
-        unpacker.ignore_chown_errors = ignore_chown_errors
+        attributes = Attributes(dialect, ids or IdMaps(), lenient=ignore_chown_errors)
+        unpacker = Unpacker(root_fd, source, dialect, attributes, limits, below, split)
         unpacker.names_below = names_below
         entries = unpacker.run()
         if split is not None:
@@ -117,7 +115,6 @@ class _Directory:
 class Unpacker:
     """One run of unpack()."""
 
-    ignore_chown_errors = False
     names_below: Callable[[], Iterable[bytes]] | None = None
 
     def __init__(
@@ -125,7 +122,7 @@ class Unpacker:
         root_fd: int,
         source: Input,
         dialect: Dialect,
-        ids: IdMaps,
+        attributes: Attributes,
         limits: Limits,
         below: Below | None,
         split: SplitWriter | None,
@@ -133,7 +130,7 @@ class Unpacker:
         self._root_fd = root_fd
         self._in = source
         self._dialect = dialect
-        self._ids = ids
+        self._attributes = attributes
         self._limits = limits
         self._below = below
         self._split = split
@@ -220,15 +217,7 @@ class Unpacker:
                     self._write(file_fd, offset, length)
                 sc.ftruncate(file_fd, member.size)
             self._bytes += member.size
-            try:
-                sc.fchown(file_fd, *self._owner(member.uid, member.gid))
-            except OSError as exc:
-                if not self.ignore_chown_errors:
-                    _refuse_owner(exc, member.uid, member.gid)
-            if member.xattrs:
-                self._set_xattrs(file_fd, member)
-            sc.fchmod(file_fd, member.mode)
-            sc.futimes(file_fd, member.mtime_ns, member.mtime_ns)
+            self._attributes.of_file(file_fd, member)
         finally:
             os.close(file_fd)
         if self._split is not None:
@@ -269,7 +258,7 @@ class Unpacker:
         if not target or b"\0" in target:
             raise ArchiveError(f'symbolic link "{show(member.path)}" has no proper target')
         self._made(lambda: sc.symlink(target, name, dir_fd=fd), fd, name, path)
-        self._set_attributes(member, fd, name)
+        self._attributes.of_object(member, fd, name)
 
     def _node(self, member: Member, fd: int, name: bytes, path: bytes) -> None:
         major, minor = member.major, member.minor
@@ -291,7 +280,7 @@ class Unpacker:
                 " layer as root, outside of a user namespace",
                 errno=errno.EPERM,
             ) from exc
-        self._set_attributes(member, fd, name)
+        self._attributes.of_object(member, fd, name)
 
     def _hard_link(self, member: Member, fd: int, name: bytes, path: bytes) -> None:
         parts = place.clean(member.link, self._limits, "the target of a hard link,")
@@ -482,7 +471,7 @@ class Unpacker:
         fd, _ = self._places.directory(parent, make=False)
         name = name or b"."
         if entry.member is not None:
-            self._set_attributes(entry.member, fd, name)
+            self._attributes.of_object(entry.member, fd, name)
         elif entry.implied:
             self._inherit(path, fd, name, hidden=_within(path, opaque))
         mark = ondisk.OPAQUE_YES if entry.opaque else ondisk.OPAQUE_XWHITEOUTS
@@ -501,69 +490,12 @@ class Unpacker:
         below_fd = self._below(path) if self._below is not None and not hidden else None
         if below_fd is None:
             member = Member(path, tar.DIRECTORY, 0o755, 0, 0, 0)
-            self._set_attributes(member, fd, name)
+            self._attributes.of_object(member, fd, name)
             return
         try:
-            st = os.stat(below_fd)
-            source = sc.fd_path(below_fd)
-            self._chown(fd, name, st.st_uid, st.st_gid)
-            for key in map(os.fsencode, os.listxattr(source)):
-                if not self._dialect.is_private(key):
-                    sc.setxattr_at(name, fd, key, os.getxattr(source, key))
-            sc.chmod(name, fd, stat.S_IMODE(st.st_mode))
-            sc.utimes(name, fd, st.st_mtime_ns, st.st_mtime_ns)
+            self._attributes.copy(below_fd, fd, name)
         finally:
             os.close(below_fd)
-
-    # --- attributes --------------------------------------------------------------------------
-
-    def _owner(self, uid: int, gid: int) -> tuple[int, int]:
-        return self._ids.to_host(uid, gid) if self._ids else (uid, gid)
-
-    def _chown(self, fd: int, name: bytes, uid: int, gid: int) -> None:
-        try:
-            sc.chown(name, uid, gid, dir_fd=fd, follow_symlinks=False)
-        except OSError as exc:
-            if not self.ignore_chown_errors:
-                _refuse_owner(exc, uid, gid)
-
-    def _set_attributes(self, member: Member, fd: int, name: bytes) -> None:
-        """Everything but content, of an object that has no descriptor of its own."""
-        self._chown(fd, name, *self._owner(member.uid, member.gid))
-        if member.xattrs:
-            self._set_xattrs(sc.entry_path(fd, name), member)
-        if member.type != tar.SYMLINK:
-            sc.chmod(name, fd, member.mode)
-        sc.utimes(name, fd, member.mtime_ns, member.mtime_ns)
-
-    def _set_xattrs(self, target: int | bytes, member: Member) -> None:
-        for key, value in member.xattrs.items():
-            if not (key.startswith(_NAMESPACES) or key in _ACLS):
-                continue  # of another system, as com.apple.*: there is no place for it here
-            try:
-                self._set_xattr(target, key, value)
-            except OSError as exc:
-                if exc.errno in _DISK_ERRORS:
-                    raise
-                if self.ignore_chown_errors and key.startswith(_PRIVILEGED):
-                    continue
-                raise ArchiveError(
-                    f'attribute "{show(key)}" of "{show(member.path)}" cannot be set: '
-                    f"{exc.strerror}",
-                    errno=exc.errno,
-                ) from exc
-
-    def _set_xattr(self, target: int | bytes, key: bytes, value: bytes) -> None:
-        if key in _ACLS:
-            if not value:
-                return
-            if self._ids:
-                value = acltext.mapped(value, self._ids.uid_to_host, self._ids.gid_to_host)
-        name = self._dialect.to_disk(key)
-        if isinstance(target, int):
-            sc.setxattr(target, name, value)
-        else:
-            sc.setxattr(target, name, value, 0, follow_symlinks=False)
 
 
 def _within(path: bytes, directories: set[bytes]) -> bool:
@@ -573,17 +505,6 @@ def _within(path: bytes, directories: set[bytes]) -> bool:
             return True
         path = path.rpartition(b"/")[0]
     return b"" in directories
-
-
-def _refuse_owner(exc: OSError, uid: int, gid: int) -> NoReturn:
-    """EPERM and EINVAL are what somebody without privilege gets, who can do something about it."""
-    if exc.errno not in (errno.EPERM, errno.EINVAL):
-        raise exc
-    raise OSError(
-        exc.errno,
-        f"owner {uid}:{gid} cannot be set ({exc.strerror}): unpack as root, or with the storage"
-        " option ignore_chown_errors=true",
-    ) from exc
 
 
 def _named(exc: OSError, path: bytes) -> OSError:
