@@ -6,13 +6,13 @@ import os
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
-from . import syscalls as sc
 from .errors import StoreError, UnionFSError, sentence, show
 from .layers import LayerStore
 from .storecheck import Finding, StructureCheck
 from .storefiles import open_dir
 from .storeindex import Index, scan
 from .storemodel import LayerId
+from .storetrees import delete_tree
 
 #: Findings that are nothing but rubbish.
 _RUBBISH = frozenset(
@@ -79,22 +79,24 @@ def _remove(store: LayerStore, finding: Finding) -> Pruned:
     error = None
     if finding.code not in {"staging-abandoned", "trash"}:  # those after the lock is given back
         try:
-            _unlink(store, finding.path)
+            error = _delete(store, finding.path)
         except OSError as exc:
             error = sentence(exc)
     return Pruned(finding.code, None, finding.path, error)
 
 
-def _unlink(store: LayerStore, path: bytes) -> None:
+def _delete(store: LayerStore, path: bytes) -> str | None:
+    """Delete a file or a directory (an image in the making is one); why it could not be."""
     *folders, name = os.path.relpath(path, store.home).split(b"/")
     fd = os.dup(store.home_fd)
     try:
         for folder in folders:
             above, fd = fd, open_dir(fd, folder)
             os.close(above)
-        sc.unlink(name, dir_fd=fd)
+        left = delete_tree(fd, name)
     finally:
         os.close(fd)
+    return os.strerror(left[0].errno) if left else None
 
 
 # --- layers ---------------------------------------------------------------------------------------

@@ -40,7 +40,7 @@ from .storemodel import LayerId
 from .storeread import read_record
 from .storerecord import Record, format_record
 from .storestructure import Structure, refuse_mounted
-from .storetrees import tree_size
+from .storetrees import delete_tree, tree_size
 
 _ROUNDS_MAX: Final = 16
 _QUARANTINE_NAME_MAX: Final = 180  # with the time in front and the suffix behind below NAME_MAX
@@ -104,7 +104,7 @@ class _Work:
             "link-stray": self._set_aside,
             "link-duplicate": self._unlink,
             "link-dangling": self._unlink,
-            "temp-file": self._unlink,
+            "temp-file": self._delete,
             "link-damaged": self._fix_link,
             "link-taken": self._fix_link,
             "lower-damaged": self._fix_lower,
@@ -176,6 +176,14 @@ class _Work:
     def _unlink(self, finding: Finding) -> str:
         with self._folder(finding) as (fd, name):
             sc.unlink(name, dir_fd=fd)
+        return f"removed {show(finding.path)}"
+
+    def _delete(self, finding: Finding) -> str:
+        """A file, or a directory such as an image in the making."""
+        with self._folder(finding) as (fd, name):
+            left = delete_tree(fd, name)
+        if left:
+            raise StoreError(f"cannot delete {show(finding.path)}: {os.strerror(left[0].errno)}")
         return f"removed {show(finding.path)}"
 
     def _point(self, finding: Finding) -> str:

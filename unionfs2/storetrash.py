@@ -56,7 +56,8 @@ def _guard(home: Home, name: bytes) -> Iterator[bool]:
 def clear_staging(home: Home, lock: StoreLock) -> int:
     """Throw away abandoned layers in the making; how many there were.
 
-    One with something mounted in it stays until that is unmounted.
+    What their makers mounted in them, to probe what works, is unmounted; where that is not
+    allowed, the layer stays.
     """
     if not names_in(home.staging_fd):
         return 0
@@ -64,9 +65,17 @@ def clear_staging(home: Home, lock: StoreLock) -> int:
         trashed = [
             move_to_trash(home, home.staging_fd, name)
             for name in names_in(home.staging_fd)
-            if is_abandoned(home, name) and not mountcalls.mounts_below(staging_path(home, name))
+            if is_abandoned(home, name) and _is_bare(staging_path(home, name))
         ]
     for name in trashed:
         if name is not None:
             delete_trash(home, name)
     return len(trashed)
+
+
+def _is_bare(path: bytes) -> bool:
+    """Whether nothing is mounted in *path*, or no longer is."""
+    for entry in reversed(mountcalls.mounts_below(path)):
+        with contextlib.suppress(OSError):
+            mountcalls.umount(entry.target, mountcalls.MNT_DETACH | mountcalls.UMOUNT_NOFOLLOW)
+    return not mountcalls.mounts_below(path)
