@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import pytest
 
+from tests.support import dockerd
 from tests.support import images as made
 from tests.support.images import THREE
 from tests.support.tree import differences, snapshot
@@ -224,3 +225,28 @@ def test_umoci_takes_an_image_of_our_own(driver: Driver, tmp_path: Path) -> None
     run("umoci", "unpack", "--image", f"{tmp_path / 'out'}:mine", str(tmp_path / "bundle"))
     with driver.mounted(top, read_only=True) as root:
         assert_same(root, tmp_path / "bundle" / "rootfs")
+
+
+# --- Docker itself --------------------------------------------------------------------------------
+
+
+@pytest.mark.needs("overlay")
+@pytest.mark.skipif(
+    not (dockerd.DAEMON.exists() and dockerd.CLIENT.exists()),
+    reason="needs dockerd and docker in their Debian places",
+)
+def test_docker_loads_what_we_export_and_we_import_what_it_saves(
+    driver: Driver, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    tag = "demo/app:1.0"
+    source = made.docker_legacy({tag: [made.BASE, made.MIDDLE, made.BASE]})
+    image = images.import_image(driver, source.tar_file(tmp_path / "source"))[0]
+    images.export_image(driver, tag, tmp_path / "ours", form="docker-archive")
+    # The sockets of its containerd must fit into 108 bytes, so no directory of this test's name.
+    with dockerd.running(tmp_path_factory.mktemp("docker")) as docker:
+        docker("load", "-i", tmp_path / "ours")
+        assert docker("inspect", "--format", "{{.Id}}", tag).strip() == image.id
+        docker("save", "-o", tmp_path / "theirs", tag)
+    with Driver.open(tmp_path / "other") as other:
+        again = images.import_image(other, tmp_path / "theirs")[0]
+    assert (again.id, again.names, again.layers) == (image.id, (tag,), image.layers)

@@ -609,12 +609,14 @@ def test_prune_keeps_what_images_need(driver: Driver, tmp_path: Path) -> None:
     assert set(driver.ids()) == set(image.layers)
 
 
-def test_a_read_only_store_answers_and_refuses(driver: Driver, tmp_path: Path) -> None:
+def test_a_store_without_images(driver: Driver) -> None:
     with locked(driver.store):
         pass
     store = ImageStore(driver.store)
     assert store.ids() == ()
     assert store.names() == {}
+    assert roots(driver.store) == frozenset()
+    assert images.list_images(driver) == ()
 
 
 # --- images of our own ----------------------------------------------------------------------------
