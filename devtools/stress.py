@@ -11,6 +11,7 @@ from bench import targets
 from devtools import (
     stress_changes,
     stress_churn,
+    stress_crash,
     stress_fsx,
     stress_latency,
     stress_mixed,
@@ -40,6 +41,11 @@ KINDS = {
     ),
     "churn": Kind(
         "create and unlink, a million times", stress_churn.add_arguments, stress_churn.run
+    ),
+    "crash": Kind(
+        "kill whoever changes a layer store, at every step and at any time",
+        stress_crash.add_arguments,
+        stress_crash.run,
     ),
     "walk": Kind("memory per known inode", stress_walk.add_arguments, stress_walk.run),
     "changes": Kind(
