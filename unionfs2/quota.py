@@ -250,8 +250,8 @@ class Ledger:
     def count(self, upper: Branch, cache: FdCache) -> None:
         """Add up the whole upper; nothing may be open yet. Closes what it opens.
 
-        Takes about a second for 100 000 files that the kernel knows, two from a disk. Remembered are directories not yet
-        read, files with several links, and what has an odd charge.
+        Takes about a second for 100 000 files that the kernel knows, two from a disk. Remembered
+        are directories not yet read, files with several links, and what has an odd charge.
         """
         linked: set[int] = set()
         device = os.stat(upper.root_fd).st_dev

@@ -16,7 +16,7 @@ from tests.support.faults import inject
 from tests.support.held import BLOCK, Held, held
 from tests.support.shell import RENAME_EXCHANGE, view
 from tests.support.tree import Dir, File, Tree, Whiteout, snapshot
-from tests.support.unions import Union, Unions
+from tests.support.unions import Union, Unions, trusted_only
 from unionfs2 import quota
 from unionfs2.errors import OptionError
 from unionfs2.model import SetAttr
@@ -92,11 +92,10 @@ def test_a_directory_closed_to_its_owner_is_counted(unions: Unions) -> None:
 # --- each operation, also when it fails -----------------------------------------------------------
 
 
+@trusted_only
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_the_count_is_right_whatever_fails(unions: Unions, case: Case, userxattr: bool) -> None:
+def test_the_count_is_right_whatever_fails(unions: Unions, case: Case) -> None:
     """Each change of the disk fails in turn; what is counted is what is there afterwards."""
-    if userxattr:
-        pytest.skip("the same code in both dialects")
     for number in itertools.count(1):
         u = unions(case.part_of(LOWER), upper=case.part_of(UPPER), **HUGE)
         view(u.fs, hold=True)
