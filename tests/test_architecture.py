@@ -263,14 +263,18 @@ INJECTED = {
     "trio in the core": (
         "copyup.py",
         "from trio import to_thread\n",
-        "copyup.py:1: copyup imports trio, which belongs to driver_trio, eager, fs_ops, fuse_attr,"
-        " runner",
+        (
+            "copyup.py:1: copyup imports trio, which belongs to driver_trio, eager, fs_ops, fuse_attr,"
+            " runner"
+        ),
     ),
     "ctypes for system calls elsewhere": (
         "cli/mount.py",
         "import ctypes.util\n",
-        "cli/mount.py:1: cli imports ctypes, which belongs to "
-        "fuse_attr, mountcalls, quotacalls, syscalls",
+        (
+            "cli/mount.py:1: cli imports ctypes, which belongs to "
+            "fuse_attr, mountcalls, quotacalls, syscalls"
+        ),
     ),
     "a module without a place": (
         "helpers.py",

@@ -262,9 +262,11 @@ class Driver:
     def remove(self, layer: str, *, force: bool = False) -> bool:
         """Remove *layer*: at once by name, then its content. False when there is no such layer.
 
-        With *force* a layer that is mounted is unmounted lazily first, whoever uses it; children
-        and mounts in other mount namespaces cannot be forced. Raises StoreError (EINVAL, an empty
-        id; EROFS), LayerInUseError (EBUSY), HasChildrenError (EBUSY, with their names), OSError.
+        With *force* a layer that is mounted is unmounted lazily first, whoever uses it, and
+        images that are made of it are not asked; children and mounts in other mount namespaces
+        cannot be forced. Raises StoreError (EINVAL, an empty id; EROFS), LayerInUseError (EBUSY,
+        mounted, or images need it), HasChildrenError (EBUSY, with their names), ImageError
+        (EUCLEAN, a damaged image record), OSError.
         """
         return self._layers.remove(layer, force=force)
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from . import ondisk, probes, quotacalls
+from . import imagerecords, ondisk, probes, quotacalls
 from .driver_core import Core
 from .driver_mounts import LayerMount, Mounts
 from .errors import (
     DamagedLayerError,
     HasChildrenError,
+    LayerInUseError,
     QuotaError,
     StoreError,
     UnionFSError,
@@ -241,7 +243,7 @@ class Layers:
         children = self._store.children(known)
         if children:
             raise HasChildrenError(_children_sentence(known, children))
-        with self._store.layer_lock(known) as lock:
+        with self._no_image_of(known, force=force), self._store.layer_lock(known) as lock:
             if force:
                 # Before anything is taken away: who has children keeps its mount.
                 children = self._store.children(known)
@@ -261,6 +263,22 @@ class Layers:
                 f" deleted: {os.strerror(rest.errno)}"
             )
         return True
+
+    @contextmanager
+    def _no_image_of(self, layer: LayerId, *, force: bool) -> Iterator[None]:
+        """See that no image needs *layer*, and that none comes to need it, during the block."""
+        images = imagerecords.ImageStore(self._store)
+        if force or not images.ids():
+            yield
+            return
+        with images.locked():
+            names = images.names_using(layer)
+            if names:
+                raise LayerInUseError(
+                    f"layer {show(layer)} cannot be removed, images are made of it:"
+                    f" {', '.join(names)}: remove these first (unionfs2 image rm), or force it"
+                )
+            yield
 
     def _project_of(self, layer: LayerId) -> int | None:
         try:

@@ -182,12 +182,14 @@ class Trees:
         for gone in storeprune.prune(self._store, dry_run=dry_run):
             done.append(str(gone) if gone.error else f"{verb} {gone}")
         if unused:
-            with imagerecords.locked(self._store):
-                done += self._prune_unused(dry_run=dry_run, progress=progress)
+            done += self._prune_unused(dry_run=dry_run, progress=progress)
         return done
 
     def _prune_unused(self, *, dry_run: bool, progress: Progress | None) -> list[str]:
-        """Remove committed layers that no image, layer or mount needs, children first."""
+        """Remove committed layers that no image, layer or mount needs, children first.
+
+        An image that appears meanwhile is met by remove(), which asks again.
+        """
         keep = imagerecords.roots(self._store) | self._mounts.in_use()
         # What has no date was made by another program, for a use that nobody here knows of.
         keep |= {layer.id for layer in self._layers.layer_list() if layer.created is None}

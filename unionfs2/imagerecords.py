@@ -200,6 +200,20 @@ class ImageStore:
 
     # --- names ------------------------------------------------------------------------------------
 
+    def names_using(self, layer: LayerId) -> tuple[str, ...]:
+        """What to call the images that need *layer*: a name, or the id where there is none.
+
+        Raises ImageError (EUCLEAN) while a damaged record may hide one. needs: image lock.
+        """
+        good, bad = self.all()
+        if bad:
+            raise ImageError(
+                f"which images need layer {show(layer)} cannot be told: {bad[0].reason}",
+                errno=errno.EUCLEAN,
+            )
+        using = [record.id for record in good if any(each.id == layer for each in record.layers)]
+        return tuple((self.names_of(image) or (image,))[0] for image in using)
+
     def names(self) -> dict[str, Digest]:
         """Names of images that exist."""
         there = set(self.ids())

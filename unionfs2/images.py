@@ -803,29 +803,21 @@ def remove_image(driver: Driver, name: str, *, layers: bool = False) -> Removed:
         if layers:
             chain = tuple(layer.id for layer in store.load(image).layers)
         store.drop(image)
-        gone = _remove_layers(driver, store, chain) if chain else ()
-    return Removed(names, image, gone)
+    return Removed(names, image, _remove_layers(driver, chain))
 
 
-def _remove_layers(
-    driver: Driver, store: ImageStore, chain: Sequence[LayerId]
-) -> tuple[LayerId, ...]:
-    """Remove layers of *chain* that nobody needs, the last one first. needs: image lock."""
-    good, bad = store.all()
-    if bad:
-        raise ImageError(
-            f"the image is removed, its layers are not: which of them other images need cannot be"
-            f" told ({bad[0].reason})",
-            errno=errno.EUCLEAN,
-        )
-    needed = {layer.id for record in good for layer in record.layers}
+def _remove_layers(driver: Driver, chain: Sequence[LayerId]) -> tuple[LayerId, ...]:
+    """Remove layers of *chain* that nobody needs, the last one first."""
     gone: list[LayerId] = []
     for layer in reversed(chain):
-        if layer in needed or not driver.store.exists(layer) or driver.store.children(layer):
-            break
         try:
-            driver.remove(layer)
+            if not driver.remove(layer):
+                break
         except (HasChildrenError, LayerInUseError):
             break
+        except ImageError as exc:
+            raise ImageError(
+                f"the image is removed, its layers are not: {exc}", errno=exc.errno
+            ) from exc
         gone.append(layer)
     return tuple(gone)

@@ -60,8 +60,8 @@ def test_there_and_back_as_an_oci_layout(shelf: Shelf, compress: str) -> None:
     words = ("-o", "layout", "--compress", compress)
     told = shelf.ok("image", "export", NAME, *words)
     assert re.fullmatch("sha256:[0-9a-f]{64}", told)
-    found = shelf.ok("--root", "other", "image", "import", "layout").splitlines()
-    assert [line.split()[0] for line in found] == ["NAME", NAME]
+    image = shelf.ok("--root", "other", "image", "import", "layout")
+    assert [row["image_id"] for row in shelf.json("--root", "other", "image", "ls")] == [image]
     (layer,) = [row["layer"] for row in shelf.json("--root", "other", "image", "ls")]
     lines = shelf.ok("--root", "other", "layer", "changes", layer).splitlines()
     assert {"C /etc", "D /etc/motd", "A /etc/new"} <= set(lines)
@@ -98,6 +98,16 @@ def test_importing_again_adds_nothing(shelf: Shelf) -> None:
     before = shelf.ok("--root", "other", "layer", "ls", "-q")
     assert shelf.ok("--root", "other", "image", "import", "image.tar") == first
     assert shelf.ok("--root", "other", "layer", "ls", "-q") == before
+
+
+def test_a_layer_that_an_image_is_made_of_stays(shelf: Shelf) -> None:
+    (row,) = shelf.json("image", "ls")
+    top = row["layer"]
+    told = shelf.refused("layer", "rm", top)
+    assert f"images are made of it: {NAME}: remove these first" in told
+    assert top in shelf.ok("layer", "ls", "-q").splitlines()
+    shelf.ok("image", "rm", "--layers", NAME)
+    assert shelf.ok("layer", "ls", "-q") == ""
 
 
 def test_names(shelf: Shelf) -> None:

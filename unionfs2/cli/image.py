@@ -36,7 +36,11 @@ def _import(args: argparse.Namespace) -> int:
             platform=args.platform,
             progress=meter.labelled,
         )
-    _show(out, found)
+    if out.json:
+        _show(out, found)
+    else:
+        for image in found:
+            out.result(image.id)
     return EXIT_OK
 
 
@@ -117,7 +121,11 @@ def _rm(args: argparse.Namespace) -> int:
     from unionfs2 import images  # noqa: PLC0415
 
     with session(args) as (driver, _):
-        return shared.for_each(PROGRAM, args.names, lambda name: images.remove_image(driver, name))
+        return shared.for_each(
+            PROGRAM,
+            args.names,
+            lambda name: images.remove_image(driver, name, layers=args.layers),
+        )
 
 
 def _tag(args: argparse.Namespace) -> int:

@@ -96,6 +96,9 @@ def _check(args: argparse.Namespace) -> int:
             _mend(driver, out)
         with out.meter("checking", len(driver.ids()), "layers") as meter:
             findings = driver.check(deep=args.deep, progress=meter)
+        if not findings and not out.json:
+            out.note(f"nothing to find fault with in {len(driver.ids()):,} layers")
+            return EXIT_OK
         out.table(
             ("LAYER", "CODE", "PATH", "REASON", "REPAIR"),
             [
