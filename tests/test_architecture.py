@@ -264,8 +264,8 @@ INJECTED = {
         "copyup.py",
         "from trio import to_thread\n",
         (
-            "copyup.py:1: copyup imports trio, which belongs to driver_trio, eager, fs_ops, fuse_attr,"
-            " runner"
+            "copyup.py:1: copyup imports trio, which belongs to driver_trio, eager, fs_ops,"
+            " fuse_attr, runner"
         ),
     ),
     "ctypes for system calls elsewhere": (
