@@ -110,6 +110,27 @@ def test_a_layer_that_an_image_is_made_of_stays(shelf: Shelf) -> None:
     assert shelf.ok("layer", "ls", "-q") == ""
 
 
+def test_a_configuration_of_ones_own(shelf: Shelf) -> None:
+    shelf.ok(
+        *("image", "create", "top", "app:1", "--cmd", "serve 'a b'", "--entrypoint", "/init"),
+        *("--env", "A=1=2", "--env", "B=", "--label", "k=v", "--workdir", "/srv", "--user", "5:6"),
+    )
+    shelf.ok("image", "export", "app:1", "-o", "app")
+    index = json.loads((shelf.root / "app" / "index.json").read_bytes())
+    blobs = shelf.root / "app" / "blobs"
+    manifest = blobs / index["manifests"][0]["digest"].replace(":", "/")
+    digest = json.loads(manifest.read_bytes())["config"]["digest"]
+    config = json.loads((blobs / digest.replace(":", "/")).read_bytes())["config"]
+    assert config["Cmd"] == ["serve", "a b"]
+    assert config["Entrypoint"] == ["/init"]
+    assert set(config["Env"]) >= {"A=1=2", "B="}
+    assert (config["Labels"], config["WorkingDir"], config["User"]) == ({"k": "v"}, "/srv", "5:6")
+    told = shelf.refused("image", "create", "top", "app:2", "--env", "A")
+    assert '--env needs NAME=VALUE, got "A"' in told
+    done = shelf.run("image", "create", "top", "app:2", "--cmd", "'")
+    assert (done.status, "cannot be split" in done.err) == (1, True)
+
+
 def test_names(shelf: Shelf) -> None:
     shelf.ok("image", "tag", NAME, "short:1")
     assert shelf.ok("image", "ls", "-q").splitlines() == [NAME, "short:1"]

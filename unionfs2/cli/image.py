@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from unionfs2.cli import common as shared
@@ -13,7 +13,7 @@ from unionfs2.cli import completion
 from unionfs2.cli.output import PROGRAM, Bytes, Ident, Moment, Output, utc
 from unionfs2.cli.parser import Parser, store_verb
 from unionfs2.cli.store import layer_id, session
-from unionfs2.errors import EXIT_OK, UsageError
+from unionfs2.errors import EXIT_OK, UsageError, show
 
 if TYPE_CHECKING:
     from unionfs2.images import Image
@@ -136,12 +136,43 @@ def _tag(args: argparse.Namespace) -> int:
     return EXIT_OK
 
 
+def _assignments(option: str, texts: Sequence[str]) -> dict[str, str] | None:
+    """NAME=VALUE of a repeated option; None when it was not given."""
+    pairs = [text.partition("=") for text in texts]
+    for name, equals, _ in pairs:
+        if not name or not equals:
+            raise UsageError(f'{option} needs NAME=VALUE, got "{show(name)}": add the missing part')
+    return {name: value for name, _, value in pairs} or None
+
+
+def _words(text: str) -> list[str]:
+    """A command line as its words, as a shell splits it."""
+    import shlex  # noqa: PLC0415
+
+    try:
+        return shlex.split(text)
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be split into words: {exc}") from exc
+
+
 def _create(args: argparse.Namespace) -> int:
     from unionfs2 import images  # noqa: PLC0415
 
     with session(args) as (driver, out), out.meter("reading layers") as meter:
         made = images.create_image(
-            driver, layer_id(driver, args.id), args.name, progress=meter.labelled
+            driver,
+            layer_id(driver, args.id),
+            args.name,
+            cmd=args.cmd,
+            entrypoint=args.entrypoint,
+            env=_assignments("--env", args.env),
+            labels=_assignments("--label", args.label),
+            working_dir=args.workdir,
+            user=args.user,
+            architecture=args.architecture,
+            author=args.author,
+            inherit=not args.no_inherit,
+            progress=meter.labelled,
         )
     out.result(made.id, name=args.name, image_id=made.id, layer=made.layer)
     return EXIT_OK
@@ -210,6 +241,17 @@ def _fill_create(parser: Parser) -> None:
     argument = parser.add_argument("id", metavar="LAYER", help="its last layer")
     argument.completer = completion.layers  # type: ignore[attr-defined]
     parser.add_argument("name", metavar="NAME", help="what to call the image")
+    for option, what in (("--cmd", "what it runs"), ("--entrypoint", "what runs the command")):
+        parser.add_argument(option, metavar="WORDS", type=_words, help=f"{what}, as in a shell")
+    for option, what in (("--env", "environment"), ("--label", "label")):
+        parser.add_argument(option, metavar="NAME=VALUE", action="append", default=[], help=what)
+    parser.add_argument("--workdir", metavar="DIR", help="directory it starts in")
+    parser.add_argument("--user", metavar="USER", help="user it runs as: UID[:GID] or names")
+    parser.add_argument("--architecture", metavar="ARCH", help="amd64, arm64, ...")
+    parser.add_argument("--author", metavar="TEXT", default="", help="who made it")
+    parser.add_argument(
+        "--no-inherit", action="store_true", help="take nothing over from the image below"
+    )
 
 
 VERBS: Final = (
