@@ -10,10 +10,12 @@ COMMANDS = {"run": run.main, "compare": compare.main, "store": store.main}
 
 
 def main(argv: list[str]) -> int:
-    """Dispatch to one of the commands; what names none goes to ``run``."""
-    if argv and argv[0] in COMMANDS:
-        return COMMANDS[argv[0]](argv[1:])
-    return run.main(argv)
+    """Dispatch to one of the commands."""
+    command = COMMANDS.get(argv[0]) if argv else None
+    if command is None:
+        print(f"usage: python -m bench {'|'.join(COMMANDS)} [--help]", file=sys.stderr)
+        return 2
+    return command(argv[1:])
 
 
 if __name__ == "__main__":
