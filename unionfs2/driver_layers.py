@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from . import imagerecords, ondisk, probes, quotacalls
+from . import ondisk, probes, quotacalls
 from .driver_core import Core
 from .driver_mounts import LayerMount, Mounts
 from .errors import (
@@ -243,7 +243,13 @@ class Layers:
         children = self._store.children(known)
         if children:
             raise HasChildrenError(_children_sentence(known, children))
-        with self._no_image_of(known, force=force), self._store.layer_lock(known) as lock:
+        with self._no_image_of(known, force=force):
+            self.remove_unasked(known, force=force)
+        return True
+
+    def remove_unasked(self, known: LayerId, *, force: bool) -> None:
+        """Remove *known*, whether or not an image needs it."""
+        with self._store.layer_lock(known) as lock:
             if force:
                 # Before anything is taken away: who has children keeps its mount.
                 children = self._store.children(known)
@@ -262,11 +268,13 @@ class Layers:
                 f"layer {show(known)} is removed, but {show(rest.path)} in the trash cannot be"
                 f" deleted: {os.strerror(rest.errno)}"
             )
-        return True
 
     @contextmanager
     def _no_image_of(self, layer: LayerId, *, force: bool) -> Iterator[None]:
         """See that no image needs *layer*, and that none comes to need it, during the block."""
+        # Only a removal asks for images; every other command starts without reading about them.
+        from . import imagerecords  # noqa: PLC0415
+
         images = imagerecords.ImageStore(self._store)
         if force or not images.ids():
             yield

@@ -182,13 +182,14 @@ class Trees:
         for gone in storeprune.prune(self._store, dry_run=dry_run):
             done.append(str(gone) if gone.error else f"{verb} {gone}")
         if unused:
-            done += self._prune_unused(dry_run=dry_run, progress=progress)
+            with imagerecords.locked(self._store):
+                done += self._prune_unused(dry_run=dry_run, progress=progress)
         return done
 
     def _prune_unused(self, *, dry_run: bool, progress: Progress | None) -> list[str]:
         """Remove committed layers that no image, layer or mount needs, children first.
 
-        An image that appears meanwhile is met by remove(), which asks again.
+        needs: image lock, so that the images are asked once for all layers.
         """
         keep = imagerecords.roots(self._store) | self._mounts.in_use()
         # What has no date was made by another program, for a use that nobody here knows of.
@@ -199,7 +200,7 @@ class Trees:
             freed += self._layers.size(self._store.layer(layer)).bytes
             if not dry_run:
                 try:
-                    self._layers.remove(layer, force=False)
+                    self._layers.remove_unasked(layer, force=False)
                 except (UnionFSError, OSError) as exc:
                     done.append(f"layer {show(layer)} stays: {sentence(exc)}")
                     continue
