@@ -23,7 +23,9 @@ ROOT: Final = Path(__file__).resolve().parent.parent / PACKAGE
 LEVELS: Final[dict[str, tuple[str, ...]]] = {
     level: tuple(modules.split())
     for level, modules in {
-        "0 vocabulary": "errors sizes ondisk model storemodel option_names options store_options",
+        "0 vocabulary": (
+            "errors closing sizes ondisk model storemodel option_names options store_options"
+        ),
         "1 system calls": "syscalls mountcalls privilege quotacalls",
         "2 what is on disk": (
             "branch whiteout origin acl names handles nodes quota walk stack merge workdir"

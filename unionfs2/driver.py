@@ -27,10 +27,10 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 from .backends import Choice
+from .closing import Closing
 from .driver_core import DIRECT, Core, Parent
 from .driver_layers import Layers, LayerStatus, Status, Usage
 from .driver_mounts import Mounts
@@ -59,7 +59,7 @@ __all__ = [
 _log = logging.getLogger(__name__)
 
 
-class Driver:
+class Driver(Closing):
     """An open store. Use open(); close() or a ``with`` block gives its descriptors back."""
 
     def __init__(self, store: LayerStore, core: Core, ids: IdMaps) -> None:
@@ -131,17 +131,6 @@ class Driver:
         """Give the descriptors back. Mounts stay, and so do the references to them."""
         self._core.close()
         self.store.close()
-
-    def __enter__(self) -> Driver:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        exc: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     # --- about the store --------------------------------------------------------------------------
 

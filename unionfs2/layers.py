@@ -26,10 +26,10 @@ import errno
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from types import TracebackType
 from typing import Any, Final
 
 from . import ondisk, storelayout
+from .closing import Closing
 from .errors import (
     CommittedError,
     DepthError,
@@ -62,7 +62,7 @@ class _Keep:
 KEEP: Final = _Keep()
 
 
-class LayerStore:
+class LayerStore(Closing):
     """An open store. Safe for threads; several processes may have it open."""
 
     def __init__(self, home: Home, options: StoreOptions) -> None:
@@ -105,17 +105,6 @@ class LayerStore:
     def close(self) -> None:
         """Close the store; layers in the making are lost."""
         self._home.close()
-
-    def __enter__(self) -> LayerStore:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        exc: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     # --- places -----------------------------------------------------------------------------------
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 
+from .closing import Closing
 from .errors import DamagedLayerError, show
 from .nodes import Dir
 from .treeview import MergedView, Seen, leave
@@ -40,7 +40,7 @@ class Exported:
         return self.seen.open()
 
 
-class LayerSource:
+class LayerSource(Closing):
     """Merged content for the marks of one layer directory."""
 
     def __init__(self, view: MergedView) -> None:
@@ -54,17 +54,6 @@ class LayerSource:
 
     def close(self) -> None:
         self._view.close()
-
-    def __enter__(self) -> LayerSource:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        exc: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def open_data(self, path: bytes) -> int:
         """A descriptor with the content of the file at *path*."""

@@ -28,6 +28,7 @@ from typing import Final, NamedTuple
 
 from . import ondisk
 from . import syscalls as sc
+from .closing import Closing
 from .errors import LayerInUseError, StoreError, show
 from .storemodel import LayerId
 
@@ -230,7 +231,7 @@ class Held:
             self._lock.leave(self._fd)
 
 
-class LayerLock:
+class LayerLock(Closing):
     """The lock on one layer: its directory, open and locked. close() gives it back."""
 
     __slots__ = ("fd", "id")
@@ -244,12 +245,6 @@ class LayerLock:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
-
-    def __enter__(self) -> LayerLock:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def lock_layer(

@@ -16,14 +16,14 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import TracebackType
 
 from . import merge, opening, whiteout
 from . import syscalls as sc
 from .branch import Branch, FdCache, RealDir
+from .closing import Closing
 from .names import read_names
 from .nodes import Dir
 from .walk import Walk, find_data, oserror
@@ -95,7 +95,7 @@ class Seen:
         return directory.branch.open_file(name, directory.at())
 
 
-class View(ABC):
+class View(Closing):
     """A tree that can be walked: ``root``, then ``names()`` and ``look()``."""
 
     #: Whose marks are private here; None where no attribute means anything.
@@ -121,9 +121,6 @@ class View(ABC):
     def close(self) -> None:
         """Close every descriptor; no Seen and no Dir of this view is of use afterwards."""
 
-    def __enter__(self) -> View:
-        return self
-
     def find(self, path: bytes) -> Seen | None:
         """The object at *path* below the root (not the root); symbolic links are not followed."""
         above, _, name = path.strip(b"/").rpartition(b"/")
@@ -146,14 +143,6 @@ class View(ABC):
             here = seen.dir
         return here
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        exc: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
 
 class MergedView(View):
     """What a mount of layers shows."""
@@ -168,9 +157,6 @@ class MergedView(View):
     def open(cls, layers: Sequence[bytes], dialect: Dialect) -> MergedView:
         """The view of one layer or more, top-most first. Raises LayerError, OSError."""
         return cls(opening.open_view(layers, dialect))
-
-    def __enter__(self) -> MergedView:
-        return self
 
     def close(self) -> None:
         self.stack.close()
@@ -227,9 +213,6 @@ class PlainView(View):
         fd = os.open(sc.fd_path(dir_fd), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self._branch = Branch(1, b"", fd, self._cache, private=False)
         self.root = Dir(0, None, (self._branch.root,), whiteouts=False)
-
-    def __enter__(self) -> PlainView:
-        return self
 
     def close(self) -> None:
         self._cache.close_all()

@@ -16,10 +16,10 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from types import TracebackType
 
 from . import attrs, copyup, files, merge, opening
 from . import rename as renaming
+from .closing import Closing
 from .copyup import CopyJob
 from .creds import Actor
 from .handles import DirHandle, FileHandle
@@ -31,7 +31,7 @@ from .rename import Place
 from .stack import Found, Stack, oserror
 
 
-class UnionFS:
+class UnionFS(Closing):
     """The merged tree of one MountSpec."""
 
     def __init__(self, opened: opening.Opened) -> None:
@@ -59,17 +59,6 @@ class UnionFS:
         self.listings.clear()
         self.stack.close()
         self._opened.close()
-
-    def __enter__(self) -> UnionFS:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        exc: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     # --- nodes -------------------------------------------------------------------------------
 

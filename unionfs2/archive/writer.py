@@ -12,10 +12,10 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from types import TracebackType
 from typing import Final, Protocol
 
 from unionfs2 import ondisk
+from unionfs2.closing import Closing
 from unionfs2.errors import ArchiveError, show
 from unionfs2.storemodel import Digest, IdMaps, Size
 
@@ -59,7 +59,7 @@ class Seen(Protocol):
         ...
 
 
-class TarWriter:
+class TarWriter(Closing):
     """Writes members to *out*. finish() ends the archive; leaving the block closes everything.
 
     Names are checked: a file whose name begins with ``.wh.`` would come back as a deletion.
@@ -77,17 +77,6 @@ class TarWriter:
     def offset(self) -> int:
         """Bytes of the stream so far."""
         return self._sink.offset
-
-    def __enter__(self) -> TarWriter:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """End the helper thread; what was not flushed is lost."""
