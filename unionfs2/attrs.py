@@ -142,6 +142,16 @@ def _set_times(stack: Stack, node: Node, atime_ns: int | None, mtime_ns: int | N
 # --- extended attributes ------------------------------------------------------------------------
 
 
+def stat_with_birth(stack: Stack, node: Node) -> tuple[os.stat_result, int | None]:
+    """Attributes, and when the object was made in ns; None where the file system does not know."""
+    if node.orphan >= 0:
+        return stack.stat(node), sc.birth_ns(b"", node.orphan)
+    if node.is_dir:
+        return stack.stat(node), sc.birth_ns(b"", node.top.at())  # type: ignore[attr-defined]
+    dir_fd, name = stack.place(node)
+    return stack.stat(node), sc.birth_ns(name, dir_fd)
+
+
 def _is_known_absent(node: Node, key: bytes) -> bool:
     """Spares the call that the kernel makes before every write, for ``security.capability``."""
     if node.flags & nd.NO_XATTRS:
