@@ -555,7 +555,8 @@ def serve(
     if debug:
         options.add("debug")
     pyfuse3.init(door, f"/dev/fd/{fuse_fd}", options)
-    pyfuse3.trio = eager.trio_for(fuse_fd, door.is_busy)  # type: ignore[attr-defined]
+    waiting = eager.trio_for(fuse_fd, door.is_busy, spec.busy_poll)
+    pyfuse3.trio = waiting  # type: ignore[attr-defined]
     _log.debug("serving %s", mountpoint)
     try:
         trio.run(_serve, door, mountpoint, unmount)

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -18,7 +19,7 @@ from tests.e2e.conftest import (
     refused,
 )
 from tests.support import probe
-from unionfs2 import __version__, mounts
+from unionfs2 import __version__, mounts, transports
 
 pytestmark = pytest.mark.needs("root")
 
@@ -43,13 +44,16 @@ def test_mount_work_list_unmount(site: Site, backend: str) -> None:
     (site.mountpoint / "new").write_text("n")
 
     table = site.main("mounts").stdout.splitlines()
-    assert table[0].split() == ["MOUNTPOINT", "BACKEND", "SINCE", "PID"]
+    assert table[0].split() == ["MOUNTPOINT", "BACKEND", "TRANSPORT", "SINCE", "PID"]
     (line,) = [line for line in table if line.startswith(f"{site.mountpoint} ")]
-    assert re.match(rf"\S+ +{backend} +\d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d +(\d+|-)$", line)
+    transport = transports.chosen("auto") if backend == "fuse" else None
+    assert re.match(
+        rf"\S+ +{backend} +{transport or '-'} +\d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d +(\d+|-)$", line
+    )
 
     rows = json.loads(site.main("mounts", "--format", "json").stdout)
     (row,) = [row for row in rows if row["target"] == str(site.mountpoint)]
-    assert row["backend"] == backend
+    assert (row["backend"], row["transport"]) == (backend, transport)
     assert (row["pid"] is not None) is (backend == "fuse")
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", row["since"])
     assert f"upperdir={site.root}/u" in row["options"]
@@ -104,6 +108,29 @@ def test_auto_takes_fuse_when_the_kernel_would_mount_read_only(site: Site) -> No
     assert (done.returncode, backend_of(site)) == (0, "fuse")
     assert "could not clean" in done.stderr
     site.main("umount", site.mountpoint)
+
+
+@pytest.mark.needs("fuse")
+@pytest.mark.parametrize("transport", transports.SERVED)
+def test_the_record_tells_the_transport_that_serves(site: Site, transport: str) -> None:
+    words = ("mount", "-v", "--transport", transport, "-o", f"{site.options},transport=auto")
+    done = site.main(*words, site.mountpoint)
+    assert done.returncode == 0
+    assert f"mounted by the fuse backend, {transport}\n" in done.stderr
+    (row,) = json.loads(site.main("mounts", "--format", "json").stdout)
+    assert row["transport"] == transport
+    loaded = Path(f"/proc/{row['pid']}/maps").read_text()
+    assert ("pyfuse3" in loaded) is (transport == "pyfuse3")
+    assert site.main("umount", site.mountpoint).returncode == 0
+
+
+@pytest.mark.needs("fuse")
+def test_what_a_transport_cannot_do_is_refused(site: Site) -> None:
+    for option in ("writeback=1", "passthrough"):
+        words = ("mount", "--backend=fuse", "--transport=pyfuse3", "-o")
+        done = site.main(*words, f"{site.options},{option}", site.mountpoint)
+        assert (done.returncode, site.mount_lines()) == (1, [])
+        assert "the transport pyfuse3 does not support" in done.stderr
 
 
 def test_options_that_no_backend_can_do_together(site: Site) -> None:
