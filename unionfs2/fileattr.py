@@ -63,7 +63,9 @@ def put(stack: Stack, node: Node, cmd: int, value: bytes) -> None:
     size = _SIZES[cmd]
     copyup.whole(stack, node)
     bits = _BITS.unpack_from(value)[0]
-    _protect(stack, node, immutable=bool(bits & _IMMUTABLE[size]), append=bool(bits & _APPEND[size]))
+    _protect(
+        stack, node, immutable=bool(bits & _IMMUTABLE[size]), append=bool(bits & _APPEND[size])
+    )
     fd = _open(stack, node)
     try:
         sc.set_file_attributes(fd, cmd, _BITS.pack(bits & ~_protecting(size)) + value[4:size])
@@ -73,7 +75,7 @@ def put(stack: Stack, node: Node, cmd: int, value: bytes) -> None:
 
 def _ask(fd: int, cmd: int) -> bytes:
     buffer = bytearray(max(8, _SIZES[cmd]))  # some file systems write a long for the int
-    fcntl.ioctl(fd, cmd, buffer, True)  # noqa: FBT003 - mutate_flag has no keyword
+    fcntl.ioctl(fd, cmd, buffer, True)
     return bytes(buffer[: _SIZES[cmd]])
 
 

@@ -112,7 +112,7 @@ def open_for_copy(stack: Stack, node: Node) -> int:
 
 
 def fallocate(handle: FileHandle, mode: int, offset: int, length: int) -> None:
-    """fallocate(2); where somebody counts, what it makes the file grow by has to be free."""
+    """Allocate or punch; where somebody counts, what the file grows by has to be free."""
     if not handle.writable:
         raise oserror(errno.EBADF)
     if handle.account is None:

@@ -4,7 +4,7 @@ Such a door knows neither when a file is opened nor when it is closed, and reads
 node. Descriptors are kept for the few files in use, opened when needed and closed when others need
 the room; nothing is lost with them, so there is no state that a handle would have to hold.
 
-Invariant: a descriptor is of the object where the node has it now (``low``), or it is not given out.
+Invariant: a descriptor that is given out is of the object that the node has now (``low``).
 Invariant: a descriptor with users is not closed.
 """
 

@@ -19,6 +19,7 @@ from .union import UnionFS
 
 T = TypeVar("T")
 
+
 class Runner:
     """Long work of one mount."""
 
@@ -47,7 +48,9 @@ class Runner:
         A small one does, when no disk is being written to: one access takes about as long as
         handing it to a thread and back, and a large file is read ahead anyway.
         """
-        return size <= longwork.INLINE_READ and not self._copying and not self._writers.borrowed_tokens
+        return (
+            size <= longwork.INLINE_READ and not self._copying and not self._writers.borrowed_tokens
+        )
 
     def is_copying(self, node: Node | None) -> bool:
         """Whether somebody has to wait for *node*; cheap, for the common case."""

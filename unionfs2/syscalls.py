@@ -443,7 +443,7 @@ _fallocate = _libc.fallocate
 
 
 def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
-    """fallocate(2) with all of its modes; os.posix_fallocate() has none and may write."""
+    """Allocate, punch, ... (fallocate(2)); os.posix_fallocate() has no modes and may write."""
     if _fallocate(fd, mode, ctypes.c_int64(offset), ctypes.c_int64(length)) < 0:
         raise _raise()
 

@@ -169,7 +169,7 @@ class UnionFS(Closing):
         self,
         node: Node,
         new: SetAttr,
-        handle: FileHandle | None = None,
+        handle: attrs.Resizable | None = None,
         caller: Caller | None = None,
     ) -> os.stat_result:
         attrs.set_attributes(self.stack, node, new, handle, caller)
@@ -284,7 +284,7 @@ class UnionFS(Closing):
 
     @staticmethod
     def fallocate(handle: FileHandle, mode: int, offset: int, length: int) -> None:
-        """fallocate(2) of an open file."""
+        """Allocate or punch in an open file (fallocate(2))."""
         files.fallocate(handle, mode, offset, length)
 
     def file(self, handle_id: int) -> FileHandle:

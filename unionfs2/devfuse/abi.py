@@ -120,6 +120,7 @@ FATTR_MTIME: Final = 1 << 5
 FATTR_FH: Final = 1 << 6
 FATTR_ATIME_NOW: Final = 1 << 7
 FATTR_MTIME_NOW: Final = 1 << 8
+FATTR_CTIME: Final = 1 << 10
 FATTR_KILL_SUIDGID: Final = 1 << 11
 
 # Answers to OPEN.
@@ -264,7 +265,7 @@ ROWS: Final[dict[int, Row]] = {
     SETUPMAPPING: Row("SETUPMAPPING", data=True),
     REMOVEMAPPING: Row("REMOVEMAPPING", data=True),
     SYNCFS: Row("SYNCFS", SYNCFS_IN),
-    TMPFILE: Row("TMPFILE", CREATE_IN, names=1),
+    TMPFILE: Row("TMPFILE", CREATE_IN, data=True),  # its name is "/", and means nothing
     STATX: Row("STATX", STATX_IN),
     COPY_FILE_RANGE_64: Row("COPY_FILE_RANGE_64", COPY_FILE_RANGE_IN),
 }

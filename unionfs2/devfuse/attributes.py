@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from unionfs2 import creds, fileattr
+from unionfs2 import nodes as nd
 from unionfs2 import syscalls as sc
 from unionfs2.attrs import stat_with_birth
 from unionfs2.model import SetAttr
@@ -18,6 +19,7 @@ from . import abi, codec
 from .door import caller_of
 
 if TYPE_CHECKING:
+    from unionfs2.attrs import Resizable
     from unionfs2.nodes import Node
 
     from .codec import Request
@@ -99,18 +101,26 @@ class Attributes:
             atime_ns=_time(valid, abi.FATTR_ATIME, abi.FATTR_ATIME_NOW, atime, atime_ns),
             mtime_ns=_time(valid, abi.FATTR_MTIME, abi.FATTR_MTIME_NOW, mtime, mtime_ns),
         )
-        fs.check_setattr(node, new)
+        held_back = self._may_be_held_back(valid)
+        if held_back and fs.getattr(node).st_mtime_ns == new.mtime_ns:
+            # Only the time of change was touched, for instance because a name went.
+            return door.attributes(req, node)
+        if not (held_back and node.flags & nd.APPEND_ONLY):
+            fs.check_setattr(node, new)
         by_handle = bool(valid & abi.FATTR_FH)
         then = partial(self._setattr_now, req, node, new, valid, fh)
         return door.copied_up(
             node, then, limit=new.size, nameless=by_handle and new.size is not None
         )
 
-    def _setattr_now(
-        self, req: Request, node: Node, new: SetAttr, valid: int, fh: int
-    ) -> Outcome:
+    def _may_be_held_back(self, valid: int) -> bool:
+        """Whether this may be the time of a write that the kernel held back, not utimensat(2)."""
+        wanted = valid & ~(abi.FATTR_CTIME | abi.FATTR_FH)
+        return wanted == abi.FATTR_MTIME and self._door.settings.has(abi.WRITEBACK_CACHE)
+
+    def _setattr_now(self, req: Request, node: Node, new: SetAttr, valid: int, fh: int) -> Outcome:
         door, fs = self._door, self._fs
-        handle = None
+        handle: Resizable | None = None
         if new.size is not None and valid & abi.FATTR_FH:
             handle = fs.files.get(fh) if fh else door.files.writing(node)
         caller = caller_of(req)
@@ -168,11 +178,12 @@ class Attributes:
         if cmd in fileattr.SETTERS:
             fileattr.check(self._fs.stack, node, cmd, data)
 
-            def then() -> Outcome:
+            def then(_: object = None) -> Outcome:
                 fileattr.put(self._fs.stack, node, cmd, data)
                 return codec.ioctl(req.unique, b"")
 
-            return self._door.copied_up(node, then)
+            # What was written before it was protected must not be refused afterwards.
+            return self._door.copied_up(node, lambda: self._door.written_back(node, then))
         raise oserror(errno.ENOTTY)
 
 

@@ -288,6 +288,7 @@ def ioctl(unique: int, out: bytes) -> bytes:
 
 
 def statfs(unique: int, real: os.statvfs_result, name_max: int) -> bytes:
+    """The answer to STATFS."""
     return abi.STATFS_OUT.pack(
         abi.STATFS_OUT.size, 0, unique,
         real.f_blocks, real.f_bfree, real.f_bavail, real.f_files, real.f_ffree,

@@ -198,12 +198,18 @@ class Data:
         if node is None or not node.is_regular:
             node = self._regular(req)
         if node.low is not None or node.flags & corefiles.PROTECTED:
-            appending = bool(flags & os.O_APPEND)
+            cached = bool(write_flags & abi.WRITE_CACHE)
+            appending = self._appends(node, offset, data) if cached else bool(flags & os.O_APPEND)
             self._fs.check_write(node, append=appending)
         then = partial(self._write_node, req, node, offset, write_flags, flags, data)
         if node.low is None and not door.copies:
             return then()
         return door.copied_up(node, then, nameless=True)
+
+    def _appends(self, node: Node, offset: int, data: memoryview) -> bool:
+        """Whether a write from the kernel's cache, whole pages, leaves alone what is there."""
+        there = longwork.read_whole(self._door.files.reading(node).fd, offset, len(data))
+        return data[: len(there)] == there
 
     def _write_node(
         self, req: Request, node: Node, offset: int, write_flags: int, flags: int, data: memoryview
@@ -234,15 +240,13 @@ class Data:
             self._fs.kill_suid_sgid(handle.node, caller_of(req))
         work = partial(self._fs.write, handle, offset, data)
         then = partial(codec.written, req.unique)
-        if req.inline and (
-            handle.sync or len(data) >= longwork.THREAD_WRITE or self._door.copies
-        ):
+        if req.inline and (handle.sync or len(data) >= longwork.THREAD_WRITE or self._door.copies):
             return Later(work, then)
         return then(work())
 
     # --- the disk ------------------------------------------------------------------------------
 
-    def flush(self, req: Request, *_: int) -> Outcome:
+    def flush(self, *_: object) -> Outcome:
         """Nothing is held back, so there is nothing to flush; the kernel asks just once."""
         raise oserror(errno.ENOSYS)
 
@@ -263,7 +267,9 @@ class Data:
         fd = self._fs.open_for_sync(self._fs.root)
         if fd is None:
             return codec.ok(req.unique)
-        return Later(partial(sc.syncfs, fd), partial(_done, req.unique), cleanup=partial(os.close, fd))
+        return Later(
+            partial(sc.syncfs, fd), partial(_done, req.unique), cleanup=partial(os.close, fd)
+        )
 
     # --- ranges --------------------------------------------------------------------------------
 
@@ -297,13 +303,7 @@ class Data:
             raise oserror(errno.EINVAL)
         if fh:
             return codec.position(req.unique, os.lseek(self._fs.file(fh).fd, offset, whence))
-        seek = partial(self._seek, req, node, offset, whence)
-        if not self._door.settings.has(abi.WRITEBACK_CACHE):
-            return seek(None)
-        # What was written may still be in the kernel's cache only: have it written back first.
-        # In a thread, because the kernel waits there for WRITE requests that we have to answer.
-        message = codec.inval_inode(node.id, 0, 0)
-        return Later(partial(self._door.device.notify, message), seek)
+        return self._door.written_back(node, partial(self._seek, req, node, offset, whence))
 
     def _seek(self, req: Request, node: Node, offset: int, whence: int, _: object) -> Outcome:
         fd = self._door.files.reading(node).fd
@@ -311,20 +311,18 @@ class Data:
 
     def copy_file_range(
         self, pack: Callable[[int, int], bytes], req: Request,
-        fh_in: int, off_in: int, out_id: int, fh_out: int, off_out: int, length: int, _flags: int,
+        _fh_in: int, off_in: int, out_id: int, fh_out: int, off_out: int, length: int, _flags: int,
     ) -> Outcome:  # fmt: skip
         source = self._regular(req)
         target = self._door.node(out_id)
         if not target.is_regular:
             raise oserror(errno.EINVAL)
         self._fs.check_write(target, append=False)
-        then = partial(
-            self._copy, pack, req, source, fh_in, off_in, target, fh_out, off_out, length
-        )
+        then = partial(self._copy, pack, req, source, off_in, target, fh_out, off_out, length)
         return self._door.copied_up(target, then, nameless=True)
 
     def _copy(
-        self, pack: Callable[[int, int], bytes], req: Request, source: Node, fh_in: int,
+        self, pack: Callable[[int, int], bytes], req: Request, source: Node,
         off_in: int, target: Node, fh_out: int, off_out: int, length: int,
     ) -> Outcome:  # fmt: skip
         self._door.check_free(source)

@@ -22,6 +22,7 @@ import errno
 import logging
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from unionfs2 import longwork
@@ -145,6 +146,16 @@ class Door:
 
         return Later(job.run, publish, cleanup=cleanup)
 
+    def written_back(self, node: Node, then: Callable[[object], Outcome]) -> Outcome:
+        """*then* when the kernel has written back what it held of the data of *node*.
+
+        In a thread, because the kernel waits there for WRITE requests that we have to answer.
+        """
+        if not self.settings.has(abi.WRITEBACK_CACHE):
+            return then(None)
+        message = codec.inval_inode(node.id, 0, 0)
+        return Later(partial(self.device.notify, message), then)
+
     def _settled(self, node: Node) -> None:
         for waiting in self._copying.pop(node, ()):
             if self._parked.pop(waiting.unique, None) is not None:
@@ -168,7 +179,7 @@ class Door:
             self.device.answer(codec.failed(req.unique, errno.ENOSYS))
             return
         outcome = self._guarded(req, self._locked, req, handler)
-        if type(outcome) is not Later and outcome is not None:
+        if outcome is not None and not isinstance(outcome, Later):
             self.device.answer(outcome)
             return
         if req.opcode == abi.WRITE:
@@ -276,4 +287,5 @@ class Door:
 
 
 def caller_of(req: Request, umask: int = 0) -> Caller:
+    """Who has sent *req*; ids in the user namespace of the mount."""
     return Caller(req.uid, req.gid, req.pid, umask)

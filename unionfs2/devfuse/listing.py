@@ -88,9 +88,7 @@ class Listings:
         self._lists[node] = fresh
         self._lists.move_to_end(node)
         self._names += len(fresh)
-        while len(self._lists) > _LISTS_MAX or (
-            self._names > _NAMES_MAX and len(self._lists) > 1
-        ):
+        while len(self._lists) > _LISTS_MAX or (self._names > _NAMES_MAX and len(self._lists) > 1):
             self._names -= len(self._lists.popitem(last=False)[1])
         return fresh
 

@@ -97,9 +97,7 @@ class Names:
         door = self._door
         node, parent = door.node(old_id), door.directory(req.nodeid)
         self._fs.check_link(node)
-        return door.copied_up(
-            node, lambda: door.entry(req, self._fs.link(node, parent, name))
-        )
+        return door.copied_up(node, lambda: door.entry(req, self._fs.link(node, parent, name)))
 
     # --- removing and moving -----------------------------------------------------------------
 

@@ -51,11 +51,11 @@ class Server:
         # A limit needs to know what is open, and to refuse a write when it is made.
         self._wanted = Wanted(
             acl=spec.acl,
-            writeback=spec.writeback is not False and not limited,
-            stateless=not limited,
+            writeback=spec.writeback != "off" and not limited,
+            stateless=not limited and not spec.passthrough,
             passthrough=spec.passthrough,
         )
-        self._device = Device(fuse_fd, busy_poll_us=spec.busy_poll_us)
+        self._device = Device(fuse_fd, busy_poll_us=spec.busy_poll)
         self._door = door = Door(fs, self._device, debug=debug)
         for family in (Names, Attributes, Data, Listings):
             door.handlers.update(family(door).handlers())
@@ -98,7 +98,13 @@ class Server:
         self._device.end()
 
     def _init(
-        self, req: codec.Request, major: int, minor: int, readahead_max: int, flags: int, rest: bytes
+        self,
+        req: codec.Request,
+        major: int,
+        minor: int,
+        readahead_max: int,
+        flags: int,
+        rest: bytes,
     ) -> Outcome:
         settings, answer = negotiate(
             req.unique, self._wanted, (major, minor, readahead_max, flags, rest)
