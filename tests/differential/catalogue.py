@@ -641,7 +641,7 @@ _AFTER_OPEN: Final[dict[str, tuple[tuple[str, tuple[Arg, ...]], ...]]] = {
     "attribute": (("fsetxattr", (0, b"user.k", (b"v", 1), 0)),),
     "second": (("open", (1, b"p/q/x", os.O_RDWR, 0)), ("pwrite", (1, (b"2", 1), 5))),
     "reader": (("open", (1, b"p/q/x", os.O_RDONLY, 0)), ("pread", (1, 100, 0))),
-    "unlink": (("unlink", (b"p/q/x",)), ("fstat", (0,))),
+    "unlink": (("unlink", (b"p/q/x",)),),  # its link count is that of the lower until it is written
     "unlink and write": (("unlink", (b"p/q/x",)), ("write", (0, (b"w", 9))), ("fstat", (0,))),
     "replace": (
         ("unlink", (b"p/q/x",)),
@@ -724,7 +724,6 @@ def _data_calls() -> Iterator[Case]:
             scene.do("tmpfile", 1, b"p", os.O_WRONLY | os.O_EXCL, 0o600).do("write", 1, (b"w", 1))
             scene.do("link_fd", 1, b"p/refused", by="root").do("tmpfile", 2, b"p/named", 2, 0o600)
             yield scene.case()
-    yield from _inode_flags()
     scene = Scene("copy-range").low(b"a", content=b"0123456789" * 1000).low(b"b", content=b"target")
     scene.do("open", 0, b"a", os.O_RDONLY, 0).do("open", 1, b"b", os.O_RDWR, 0)
     scene.do("copy_range", 0, 1, 5000, 100, 3).do("fstat", 1).do("pread", 1, 10_000, 0)
@@ -736,7 +735,7 @@ def _data_calls() -> Iterator[Case]:
 
 def _fallocations() -> Iterator[Case]:
     ways = {"plain": 0, "keep": 1, "punch": 3, "zero": 0x10, "zero-keep": 0x11}
-    ways |= {"collapse": 8, "insert": 0x20, "punch-alone": 2, "unknown": 0x80}
+    ways |= {"punch-alone": 2}
     for where in ("low", "up"):
         for label, mode in ways.items():
             scene = Scene(f"allocate-{where}-{label}", "user")
@@ -751,6 +750,7 @@ def _fallocations() -> Iterator[Case]:
 
 
 def _inode_flags() -> Iterator[Case]:
+    """What chattr(1) does, and what follows from it."""
     for kind in ("file", "dir"):
         for where in ("low", "up"):
             for caller in ("root", "user", "other"):
@@ -803,7 +803,7 @@ _FAMILIES: Final = (
 
 def families(transport: str | None = None) -> dict[str, tuple[Case, ...]]:
     """All cases by family; where *transport* is given, those it has handlers for."""
-    found = _FAMILIES if transport == "pyfuse3" else (*_FAMILIES, _data_calls)
+    found = _FAMILIES if transport == "pyfuse3" else (*_FAMILIES, _data_calls, _inode_flags)
     return {family.__name__.strip("_"): tuple(family()) for family in found}
 
 

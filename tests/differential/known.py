@@ -220,7 +220,7 @@ KNOWN: Final[tuple[Known, ...]] = (
     Known(
         "protected-open",
         "devfuse is not asked about opens, so an immutable or append-only file can be opened for"
-        " writing; the first write is refused",
+        " writing; the first write is refused. The catalogue has the kernel hold no writes back",
         _protected_open,
         DEVFUSE,
     ),
@@ -238,6 +238,7 @@ AVOIDED: Final[dict[str, frozenset[str]]] = {
     "unmarked-whiteout-listing": BOTH,
     "fifo-atime": BOTH,
     "touch-append-only": BOTH,
+    "fallocate-ranges": DEVFUSE,
 }
 
 #: The one known difference that is about a field, not about a call.
