@@ -97,11 +97,15 @@ def _fuse_connections(pid: int) -> set[int | None]:
     """Connections whose device a process holds; None stands for "the kernel does not tell"."""
     found: set[int | None] = set()
     try:
-        for fd in (_PROC / str(pid) / "fd").iterdir():
-            if fd.readlink().name == "fuse" and str(fd.readlink()) == "/dev/fuse":
-                found.add(_connection_in(_PROC / str(pid) / "fdinfo" / fd.name))
+        fds = list((_PROC / str(pid) / "fd").iterdir())
     except OSError:
         return found  # the process ended, or is not ours to look at
+    for fd in fds:
+        try:
+            if str(fd.readlink()) == "/dev/fuse":
+                found.add(_connection_in(_PROC / str(pid) / "fdinfo" / fd.name))
+        except OSError:
+            continue  # closed meanwhile, as a busy server does
     return found
 
 

@@ -42,7 +42,7 @@ def serve_mount(
     if spec.userxattr is None:
         spec = replace(spec, userxattr=privilege.default_userxattr())
     check_layers(spec, "fuse")
-    serve = _load_serve(transports.chosen(spec.transport))
+    serve = load_serve(transports.chosen(spec.transport))
     held = locks.acquire(spec)
     for text in held.warnings:
         _log.warning("%s", text)
@@ -53,7 +53,7 @@ def serve_mount(
         fuse_fd = attach.attach(replace(spec, read_only=spec.read_only or not spec.upper), target)
         entry = mountcalls.find_mount(target)
         try:
-            record = mounts.record(target, "fuse", spec, os.getpid(), _transport_of(serve))
+            record = mounts.record(target, "fuse", spec, os.getpid(), transport_of(serve))
             try:
                 serve(
                     fs,
@@ -77,7 +77,7 @@ _MODULES: Final[dict[Transport, str]] = {
 }
 
 
-class _Serve(Protocol):
+class Serve(Protocol):
     """Answer requests of *fuse_fd* until it is unmounted or a signal asks to end."""
 
     __module__: str
@@ -95,13 +95,13 @@ class _Serve(Protocol):
     ) -> None: ...
 
 
-def _load_serve(transport: Transport) -> _Serve:
+def load_serve(transport: Transport) -> Serve:
     """The function that serves; of the libraries, only those that *transport* uses are loaded."""
-    serve: _Serve = importlib.import_module(_MODULES[transport]).serve
+    serve: Serve = importlib.import_module(_MODULES[transport]).serve
     return serve
 
 
-def _transport_of(serve: _Serve) -> Transport | None:
+def transport_of(serve: Serve) -> Transport | None:
     """The transport that *serve* really belongs to, whatever was asked for."""
     for transport, module in _MODULES.items():
         if f"{serve.__module__}.".startswith(f"{module}."):
