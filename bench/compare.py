@@ -96,7 +96,7 @@ class Table:
         if sets[0].synced == sets[1].synced:
             return target, baseline
         names = [_without_syncing(one) for one in sets if one is not None]
-        if names[0] is None or names[1] is None:
+        if names[0] is None or names[1] is None or names[0] == names[1]:
             return None
         return names[0], names[1]
 
@@ -161,13 +161,14 @@ def _median(values: Iterable[float | None], digits: int = 1) -> str:
 
 
 def _ratios(table: Table, baseline: str) -> str:
-    names = [name for name in table.targets if name != baseline]
-    rows = [[f"times of {baseline}", *names]]
     found = {
         (workload, name): table.ratio(workload, name, baseline)
         for workload in table.workloads
-        for name in names
+        for name in table.targets
+        if name != baseline
     }
+    names = [n for n in table.targets if any(found.get((w, n)) for w in table.workloads)]
+    rows = [[f"times of {baseline}", *names]]
     for workload in table.workloads:
         ratios = [found[workload, name] for name in names]
         rows.append([workload, *("-" if ratio is None else str(ratio) for ratio in ratios)])

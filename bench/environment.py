@@ -17,7 +17,7 @@ def environment(scratch: Path, peer: str = "fuse-overlayfs") -> dict[str, Any]:
         "kernel": platform.release(),
         "cpu": _cpu_model(),
         "cpus": len(os.sched_getaffinity(0)),
-        "fs": _said("stat", "-f", "-c", "%T", os.fspath(scratch)),
+        "fs": _said("findmnt", "-no", "FSTYPE", "--target", os.fspath(scratch)),
         "python": platform.python_version(),
         "commit": commit(),
         "fuse_overlayfs": _peer_version(peer),

@@ -137,7 +137,7 @@ class Target(Protocol):
 class PlainDirectory:
     """No union at all, the floor for every figure: the lower tree itself, or a copy to write to."""
 
-    about = OptionSet("plain")
+    about = OptionSet("plain", synced=False)
     name = about.name
 
     def unavailable(self) -> str | None:
@@ -287,22 +287,30 @@ def run_checked(
     Its output goes to files, not pipes: a daemon that keeps the pipe open would never end a read.
     """
     with _scratch_file() as output:
-        try:
-            done = subprocess.run(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                timeout=timeout_s,
-                cwd=directory,
-                check=False,
-            )
-        except subprocess.TimeoutExpired as exc:
-            raise RuntimeError(f"{command[0]} did not return in {timeout_s} s") from exc
-        if done.returncode != 0:
+        program = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=directory
+        )
+        if not _ended(program, timeout_s):
+            program.kill()
+            program.wait()
+            raise RuntimeError(f"{command[0]} did not return in {timeout_s} s")
+        if program.returncode != 0:
             output.seek(0)
             said = output.read().decode(errors="replace").strip()
-            raise RuntimeError(f"{' '.join(command)[:400]}: exit {done.returncode}: {said}")
+            raise RuntimeError(f"{' '.join(command)[:400]}: exit {program.returncode}: {said}")
+
+
+def _ended(program: subprocess.Popen[bytes], timeout_s: float | None) -> bool:
+    """Wait for a program. Popen.wait() with a time limit looks every 50 ms: too coarse for us."""
+    if timeout_s is not None:
+        pidfd = os.pidfd_open(program.pid)
+        try:
+            if not fuse_server.wait_gone(pidfd, timeout_s):
+                return False
+        finally:
+            os.close(pidfd)
+    program.wait()
+    return True
 
 
 def _scratch_file() -> io.FileIO:

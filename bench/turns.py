@@ -159,7 +159,11 @@ class Run:
 
     def _mounting(self) -> None:
         lower = self._trees.lowers(NOTHING, 1)[0]
-        on = [target for target in self._plan.targets if target.about.name != "plain"]
+        on = [
+            target
+            for target in self._plan.targets
+            if target.name != "plain" and (self._plan.only_asked or not target.about.families)
+        ]
         for turn in self._turns(self._share(2)):
             for target in _rotated(on, turn):
                 for record in mounting.cycles(target, lower, self._scratch, turn):
@@ -169,7 +173,7 @@ class Run:
             for target in _rotated(on, turn):
                 crowd = mounting.crowd(target, lower, self._scratch, turn, self._plan.crowd)
                 self.found.crowds.append(crowd)
-                print(f"{crowd.mounts} mounts at once: {crowd}", file=sys.stderr)
+                _tell_crowd(crowd)
 
 
 def _rotated(on: Sequence[Target], turn: int) -> list[Target]:
@@ -202,6 +206,16 @@ def _tell(record: results.Measurement) -> None:
         f"{record.workload:<16} {record.target:<18} {record.turn}  "
         f"mount {record.mount_s * 1000:6.1f} ms  work {record.work_s * 1000:8.1f} ms  "
         f"({each_us:8.1f} us/{record.unit})  unmount {record.unmount_s * 1000:5.1f} ms",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def _tell_crowd(crowd: results.Crowd) -> None:
+    print(
+        f"{crowd.mounts:<3} at once       {crowd.target:<18} {crowd.turn}  "
+        f"mount {crowd.mount_s:6.2f} s   unmount {crowd.unmount_s:6.2f} s   "
+        f"private {crowd.private_kib / 1024:6.1f} MiB",
         file=sys.stderr,
         flush=True,
     )
