@@ -135,13 +135,15 @@ def report(found: Results) -> str:
 
 
 def header(found: Results) -> str:
-    """Where and when, in one line."""
+    """Where and when, and what served, in one line."""
     at = found.environment
     peer = at.get("fuse_overlayfs") or "no fuse-overlayfs"
+    served = [f"{name} through {by}" for name, by in at.get("transports", {}).items()]
     return (
         f"commit {at.get('commit')}, {at.get('when')}, kernel {at.get('kernel')}, "
         f"{at.get('cpus')} x {at.get('cpu')}, {at.get('fs')}, Python {at.get('python')}, "
-        f"{peer}, load {at.get('load')} before and {at.get('load_at_end')} after"
+        f"{', '.join([peer, *served])}, "
+        f"load {at.get('load')} before and {at.get('load_at_end')} after"
     )
 
 

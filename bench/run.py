@@ -95,9 +95,11 @@ def _plan(arguments: argparse.Namespace, scratch: Path) -> Plan:
     if arguments.quick:
         chosen = [workload.scaled(QUICK_DIVISOR) for workload in chosen]
     known = targets.all_targets(arguments.options, arguments.peer)
+    usable = _usable(known, arguments.target, scratch)
     return Plan(
         workloads=chosen,
-        targets=_usable(known, arguments.target, scratch),
+        targets=[target for target, _ in usable.values()],
+        transports={name: served for name, (_, served) in usable.items() if served},
         repeat=arguments.repeat or (2 if arguments.quick else REPEAT),
         minutes=arguments.minutes,
         mounting=MOUNTING in names,
@@ -133,34 +135,38 @@ def _default_output() -> Path:
 
 def _usable(
     known: dict[str, targets.Target], wanted: list[str] | None, scratch: Path
-) -> list[targets.Target]:
-    """The targets to run on; one that was asked for by name must work here."""
-    usable = []
+) -> dict[str, tuple[targets.Target, str | None]]:
+    """The targets to run on, with what serves them; one that was asked for must work here."""
+    usable = {}
     for name, target in known.items():
         if wanted and name not in wanted:
             continue
-        reason = target.unavailable() or _refuses(target, scratch)
-        if reason is None:
-            usable.append(target)
-        elif wanted:
-            raise SystemExit(f"bench: target {name} cannot be used: {reason}")
-        else:
+        try:
+            usable[name] = target, _tried(target, scratch)
+        except targets.MountRefusedError as exc:
+            reason = str(exc).splitlines()[-1]
+            if wanted:
+                raise SystemExit(f"bench: target {name} cannot be used: {reason}") from exc
             print(f"left out: {name}, {reason}", file=sys.stderr)
     return usable
 
 
-def _refuses(target: targets.Target, scratch: Path) -> str | None:
-    """Why `target` cannot mount an empty directory here; None when it can."""
+def _tried(target: targets.Target, scratch: Path) -> str | None:
+    """Mount an empty directory; the transport that served, None for what is not ours.
+
+    MountRefusedError when that is not possible here.
+    """
+    reason = target.unavailable()
+    if reason is not None:
+        raise targets.MountRefusedError(reason)
     lower = scratch / "probe"
     lower.mkdir(exist_ok=True)
-    try:
-        with measure.fresh_layers(target, (lower,), scratch) as layers:
-            target.prepare(layers)
-            target.mount(layers)
-            target.unmount(layers)
-    except targets.MountRefusedError as exc:
-        return str(exc).splitlines()[-1]
-    return None
+    with measure.fresh_layers(target, (lower,), scratch) as layers:
+        target.prepare(layers)
+        target.mount(layers)
+        served = targets.served_by(layers) if target.name != "plain" else None
+        target.unmount(layers)
+    return served
 
 
 if __name__ == "__main__":

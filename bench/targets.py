@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Protocol
 
 from bench import fuse_server
+from unionfs2 import mounts, transports
 
 MOUNT_TIMEOUT_S = 30.0
 SERVER_END_TIMEOUT_S = 20.0
@@ -60,9 +61,20 @@ KERNEL_SETS = (
     OptionSet("kernel-volatile", "volatile", synced=False, families=("copy-up",)),
 )
 PEER_SETS = (OptionSet("fuse-overlayfs", synced=False),)
+#: What "unionfs2" stands for: the transport of our own, where this version can serve by it.
+_OURS = "transport=devfuse" if transports.refusal("devfuse") is None else "transport=auto"
 OUR_SETS = (
-    OptionSet("unionfs2", unsynced="unionfs2-volatile"),
-    OptionSet("unionfs2-volatile", "volatile", synced=False, families=("copy-up",)),
+    OptionSet("unionfs2-pyfuse3", "transport=pyfuse3", unsynced="unionfs2-pyfuse3-volatile"),
+    OptionSet(
+        "unionfs2-pyfuse3-volatile",
+        "transport=pyfuse3,volatile",
+        synced=False,
+        families=("copy-up",),
+    ),
+    OptionSet("unionfs2", _OURS, unsynced="unionfs2-volatile"),
+    OptionSet("unionfs2-volatile", f"{_OURS},volatile", synced=False, families=("copy-up",)),
+    OptionSet("unionfs2-nowb", f"{_OURS},writeback=off", families=("writing",)),
+    OptionSet("unionfs2-passthrough", f"{_OURS},passthrough=on", families=("reading", "writing")),
 )
 
 
@@ -222,7 +234,7 @@ class FuseProgram:
         try:
             run_checked(words, timeout_s=MOUNT_TIMEOUT_S, directory=directory)
         except RuntimeError as exc:
-            raise MountRefusedError(str(exc)) from exc
+            raise MountRefusedError(str(exc).partition(": exit ")[2] or str(exc)) from exc
         if not fuse_server.is_mounted(layers.merged):
             raise MountRefusedError(f"{self.name} returned success and mounted nothing")
 
@@ -249,6 +261,11 @@ def _inside(directory: Path) -> Iterator[None]:
         os.close(before)
 
 
+def served_by(layers: Layers) -> str | None:
+    """The transport of a mount of ours, as its server told; None for any other mount."""
+    return mounts.mounted(os.fsencode(layers.merged.resolve()), "fuse").transport
+
+
 def unionfs2_program() -> str:
     """Path of the installed command: that of this interpreter's environment, else from PATH."""
     return _installed("unionfs2")
@@ -261,7 +278,7 @@ def _installed(name: str) -> str:
 
 def unionfs2_target(options: str = "") -> FuseProgram:
     """Our FUSE mount, with further `options` (comma separated) when given."""
-    return FuseProgram(OUR_SETS[0], _installed("fuse-unionfs2"), options)
+    return FuseProgram(OptionSet("unionfs2"), _installed("fuse-unionfs2"), options)
 
 
 def all_targets(options: str = "", peer: str = "fuse-overlayfs") -> dict[str, Target]:

@@ -30,6 +30,7 @@ class Plan:
 
     workloads: list[Workload]
     targets: list[Target]
+    transports: dict[str, str]  # target -> what serves it, where that is ours
     repeat: int
     minutes: float
     mounting: bool
@@ -85,7 +86,8 @@ class Run:
         self._trees.place.mkdir()
         self._deadline = time.monotonic() + plan.minutes * 60
         sets = [target.about for target in plan.targets]
-        self.found = results.Results(environment(scratch, peer), sets)
+        where = {**environment(scratch, peer), "transports": plan.transports}
+        self.found = results.Results(where, sets)
 
     def all(self) -> results.Results:
         """Measure everything that is planned."""
