@@ -17,12 +17,19 @@ def environment(scratch: Path, peer: str = "fuse-overlayfs") -> dict[str, Any]:
         "kernel": platform.release(),
         "cpu": _cpu_model(),
         "cpus": len(os.sched_getaffinity(0)),
-        "fs": _said("findmnt", "-no", "FSTYPE", "--target", os.fspath(scratch)),
+        "fs": _file_system(scratch),
         "python": platform.python_version(),
         "commit": commit(),
         "fuse_overlayfs": _peer_version(peer),
         "load": load(),
     }
+
+
+def _file_system(path: Path) -> str:
+    kind, _, source = _said("findmnt", "-rno", "FSTYPE,SOURCE", "-T", os.fspath(path)).partition(
+        " "
+    )
+    return f"{kind} image" if source.startswith("/dev/loop") else kind
 
 
 def load() -> float:

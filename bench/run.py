@@ -7,13 +7,15 @@ the same minute. ``--list`` shows what there is.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from bench import chart, compare, measure, mounting, targets, workloads
+from bench import chart, compare, disk, measure, mounting, targets, workloads
 from bench.environment import environment
 from bench.turns import LEAST_REPEAT, Plan, Run
 
@@ -44,7 +46,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--options", default="", help="further mount options for unionfs2")
     parser.add_argument("--peer", default="fuse-overlayfs", help="program of fuse-overlayfs")
     parser.add_argument("--crowd", type=int, help="mounts at once (default: 100, with --quick 10)")
-    parser.add_argument("--scratch", type=Path, help="folder to work in (default: temporary)")
+    parser.add_argument(
+        "--scratch", type=Path, help="folder to work in (default: a fresh ext4 image, as root)"
+    )
     parser.add_argument("--output", type=Path, help="JSON file (default: one below build/bench)")
     parser.add_argument(
         "--charts", type=Path, help="draw into this folder (default: docs/bench for a whole run)"
@@ -63,14 +67,10 @@ def main(argv: list[str]) -> int:
     if arguments.list:
         _list()
         return 0
-    scratch = Path(tempfile.mkdtemp(prefix="unionfs2-bench-", dir=arguments.scratch))
-    try:
-        with targets.cleaning_up_when_told_to_end():
-            plan = _plan(arguments, scratch)
-            output = arguments.output or _default_output()
-            found = Run(plan, scratch, output, arguments.peer).all()
-    finally:
-        shutil.rmtree(scratch)
+    output = arguments.output or _default_output()
+    with targets.cleaning_up_when_told_to_end(), _scratch(arguments.scratch) as scratch:
+        plan = _plan(arguments, scratch)
+        found = Run(plan, scratch, output, arguments.peer).all()
     print(compare.report(found))
     print(f"\nresults: {output}")
     folder = arguments.charts or (CHARTS if _is_whole(arguments) else None)
@@ -78,6 +78,24 @@ def main(argv: list[str]) -> int:
         for path in chart.draw(found, folder):
             print(f"chart: {path}")
     return 0
+
+
+@contextlib.contextmanager
+def _scratch(wanted: Path | None) -> Iterator[Path]:
+    """A folder to work in: below `wanted`, else on a file system of our own if that can be."""
+    folder = Path(tempfile.mkdtemp(prefix="unionfs2-bench-", dir=wanted))
+    try:
+        with contextlib.ExitStack() as stack:
+            reason = disk.why_not()
+            if wanted is not None:
+                yield folder
+            elif reason is None:
+                yield stack.enter_context(disk.image(folder))
+            else:
+                print(f"measured in {folder}, not on an image: {reason}", file=sys.stderr)
+                yield folder
+    finally:
+        shutil.rmtree(folder)
 
 
 def _list() -> None:

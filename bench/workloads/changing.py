@@ -6,11 +6,10 @@ import os
 from pathlib import Path
 from typing import Final
 
-from bench.workloads.looking import FILES
 from bench.workloads.model import Step, Tree, Workload, command
 from bench.workloads.trees import LARGE_FILE, NOTHING, SMALL_FILES, Words, small_file
 
-ARCHIVED: Final = 1500
+ARCHIVED: Final = 2000
 _PER_PACKAGE: Final = 50
 COPY_UP: Final = 300
 
@@ -97,13 +96,13 @@ def _copy_up(name: str, what: str, work: Step) -> Workload:
 
 _ARCHIVE = Tree("archive", build_archive)
 WORKLOADS = [
-    Workload("untar", "unpack 1,500 files", "changing", _ARCHIVE, ARCHIVED, untar, changes=True),
+    Workload("untar", "unpack 2,000 files", "changing", _ARCHIVE, ARCHIVED, untar, changes=True),
     Workload(
-        "rm-lower", "rm -rf of 6,000 lower files", "changing", SMALL_FILES, FILES, remove_tree,
+        "rm-lower", "rm -rf of 3,000 lower files", "changing", SMALL_FILES, 3000, remove_tree,
         changes=True,
     ),
     Workload(
-        "rm-upper", "rm -rf of 1,500 new files", "changing", _ARCHIVE, ARCHIVED, remove_unpacked,
+        "rm-upper", "rm -rf of 2,000 new files", "changing", _ARCHIVE, ARCHIVED, remove_unpacked,
         untar, changes=True,
     ),
     Workload(

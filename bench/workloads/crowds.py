@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -18,10 +19,19 @@ _CONTENT = b"y" * 8192
 
 def together(part: Callable[[int], None]) -> None:
     """Call `part` with 0 to 3, each in a process of its own. RuntimeError when one fails."""
-    children = [_started(part, number) for number in range(PROCESSES)]
-    failed = [pid for pid in children if os.waitpid(pid, 0)[1] != 0]
+    running = {_started(part, number) for number in range(PROCESSES)}
+    failed = 0
+    try:
+        while running:
+            pid, status = os.waitpid(min(running), 0)
+            running.remove(pid)
+            failed += status != 0
+    finally:
+        for pid in running:  # when the wait was interrupted
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
     if failed:
-        raise RuntimeError(f"{len(failed)} of {PROCESSES} processes failed, see above")
+        raise RuntimeError(f"{failed} of {PROCESSES} processes failed, see above")
 
 
 def _started(part: Callable[[int], None], number: int) -> int:

@@ -112,7 +112,7 @@ WORKLOADS = [
         make_file, unit="write", times=PAGES, changes=True,
     ),
     Workload(
-        "write-small", "20,000 lines of a log", "writing", NOTHING, 20_000, write_small,
+        "write-small", "30,000 lines of a log", "writing", NOTHING, 30_000, write_small,
         unit="write", changes=True,
     ),
     Workload(

@@ -142,6 +142,6 @@ WORKLOADS = [
         Tree("search-path", build_search_path), 10, start_interpreter, unit="start",
     ),
     _listing(100, 400),
-    _listing(10_000, 5),
+    _listing(10_000, 10),
     _listing(100_000, 1),
 ]  # fmt: skip

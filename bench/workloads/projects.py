@@ -18,7 +18,7 @@ from bench.workloads.looking import again
 from bench.workloads.model import Tree, Workload, command
 from bench.workloads.trees import Words
 
-REPOSITORY_FILES: Final = 1500
+REPOSITORY_FILES: Final = 2000
 STATUS_AGAIN: Final = 5
 WHEELS: Final = 8
 MODULES_PER_WHEEL: Final = 40
@@ -177,7 +177,7 @@ def compile_packages(root: Path, size: int) -> None:
 _REPOSITORY = Tree("repository", build_repository)
 WORKLOADS = [
     Workload(
-        "git-status", "1,500 files, after mounting", "projects", _REPOSITORY, REPOSITORY_FILES,
+        "git-status", "2,000 files, after mounting", "projects", _REPOSITORY, REPOSITORY_FILES,
         git_status, changes=True,
     ),
     Workload(
@@ -185,7 +185,7 @@ WORKLOADS = [
         again(git_status, STATUS_AGAIN), git_status, times=STATUS_AGAIN, changes=True,
     ),
     Workload(
-        "git-clone", "a repository of 1,500 files", "projects", _REPOSITORY, REPOSITORY_FILES,
+        "git-clone", "a repository of 2,000 files", "projects", _REPOSITORY, REPOSITORY_FILES,
         git_clone, changes=True,
     ),
     Workload(

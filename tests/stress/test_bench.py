@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ from bench import __main__ as bench_main
 from bench import (
     chart,
     compare,
+    disk,
     fuse_server,
     measure,
     results,
@@ -178,6 +182,26 @@ def test_run_writes_its_results_and_leaves_nothing(
     printed = capsys.readouterr().out
     assert "times of kernel" in printed
     assert os.fspath(output) in printed
+
+
+@pytest.mark.needs("root", "overlay")
+def test_run_that_is_told_to_end_leaves_no_mount_and_no_image(tmp_path: Path) -> None:
+    if disk.why_not() is not None:
+        pytest.skip(f"no image can be made: {disk.why_not()}")
+    words = ["--workload", "stat-cold", "--target", "kernel", "--repeat", "1000000"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "bench", *words, "--output", os.fspath(tmp_path / "results")],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TMPDIR": os.fspath(tmp_path)},
+    ) as process:
+        assert process.stderr is not None
+        while "stat-cold" not in (line := process.stderr.readline()):
+            assert line, "it ended before it was told to"
+        process.terminate()
+        process.stderr.read()
+        assert process.wait(timeout=60) == 128 + signal.SIGTERM
+    assert os.listdir(tmp_path) == []
 
 
 def test_turns_end_with_the_time_when_there_are_enough(tmp_path: Path) -> None:
