@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Protocol
 
 from bench import fuse_server
-from unionfs2 import mounts, transports
+from unionfs2 import mounts
 
 MOUNT_TIMEOUT_S = 30.0
 SERVER_END_TIMEOUT_S = 20.0
@@ -61,8 +61,6 @@ KERNEL_SETS = (
     OptionSet("kernel-volatile", "volatile", synced=False, families=("copy-up",)),
 )
 PEER_SETS = (OptionSet("fuse-overlayfs", synced=False),)
-#: What "unionfs2" stands for: the transport of our own, where this version can serve by it.
-_OURS = "transport=devfuse" if transports.refusal("devfuse") is None else "transport=auto"
 OUR_SETS = (
     OptionSet("unionfs2-pyfuse3", "transport=pyfuse3", unsynced="unionfs2-pyfuse3-volatile"),
     OptionSet(
@@ -71,10 +69,14 @@ OUR_SETS = (
         synced=False,
         families=("copy-up",),
     ),
-    OptionSet("unionfs2", _OURS, unsynced="unionfs2-volatile"),
-    OptionSet("unionfs2-volatile", f"{_OURS},volatile", synced=False, families=("copy-up",)),
-    OptionSet("unionfs2-nowb", f"{_OURS},writeback=off", families=("writing",)),
-    OptionSet("unionfs2-passthrough", f"{_OURS},passthrough=on", families=("reading", "writing")),
+    OptionSet("unionfs2", "transport=devfuse", unsynced="unionfs2-volatile"),
+    OptionSet(
+        "unionfs2-volatile", "transport=devfuse,volatile", synced=False, families=("copy-up",)
+    ),
+    OptionSet("unionfs2-nowb", "transport=devfuse,writeback=off", families=("writing",)),
+    OptionSet(
+        "unionfs2-passthrough", "transport=devfuse,passthrough=on", families=("reading", "writing")
+    ),
 )
 
 
