@@ -53,8 +53,11 @@ class Attributes:
 
     # --- stat ----------------------------------------------------------------------------------
 
-    def getattr(self, req: Request, *_: int) -> Outcome:
-        return self._door.attributes(req, self._door.node(req.nodeid))
+    def getattr(self, req: Request, flags: int, *_: int) -> Outcome:
+        node = self._door.node(req.nodeid)
+        if flags & abi.GETATTR_FH and self._door.settings.has(abi.WRITEBACK_CACHE):
+            self._door.check_writer(node)
+        return self._door.attributes(req, node)
 
     def statx(self, req: Request, _flags: int, _fh: int, _sx_flags: int, mask: int) -> Outcome:
         """What GETATTR says, and the time of birth."""
