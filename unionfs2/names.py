@@ -115,21 +115,20 @@ class LowerNames:
 
     Directories are positions in the node's ``lowers`` and bits of a mask, so the least bit is the
     top-most of them. A directory that is not small is not read with the others: it may have any
-    name, until so many names were asked for that reading it would have been cheaper. One that is
+    name, until so many were asked for in vain that reading it would have been cheaper. One that is
     huge, or cannot be read, stays so.
 
     Invariant: a bit that is missing from an answer belongs to a directory without that name.
     """
 
-    __slots__ = ("_asked", "_masks", "_raw", "_unread", "_worth", "filled", "large")
+    __slots__ = ("_masks", "_raw", "_unread", "_worth", "filled", "large")
 
     #: Fruitless questions to each directory on average after which a table is made although
     #: nobody reads them anyway: reading a small directory costs as much.
     WORTH_MISSES = 5
-    #: Bytes of a directory for one question: an entry is some thirty bytes long, and read in a
-    #: quarter of the time that asking for a name takes.
-    _BYTES_PER_LOOKUP = 128
-    _WORTH_LOOKUPS = 8
+    #: Bytes of a directory for one such question: an entry is some thirty bytes long, and read in
+    #: a third of the time that a question takes.
+    _BYTES_PER_MISS = 96
     #: Bytes of a directory, and names in it, from which on they are not kept.
     HUGE = 1 << 22
     _NAMES_MAX = 1 << 17
@@ -138,10 +137,9 @@ class LowerNames:
         self._masks: dict[bytes, int] = {}
         # What small directories hold, as it was read: most nodes are never looked into.
         self._raw: list[tuple[int, bytes]] = []
-        # For each unread directory the number of lookups that makes it worth to be read.
+        # For each unread directory the number of misses that makes it worth to be read.
         self._worth: dict[int, int] = {}
         self._unread = 0
-        self._asked = 0
         #: Directories that have names at all, and those that are not small.
         self.filled = 0
         self.large = 0
@@ -177,7 +175,7 @@ class LowerNames:
         self.large |= bit
         self._unread |= bit
         if size < self.HUGE:
-            self._worth[bit] = max(size // self._BYTES_PER_LOOKUP, self._WORTH_LOOKUPS)
+            self._worth[bit] = max(size // self._BYTES_PER_MISS, self.WORTH_MISSES)
 
     def add(self, parts: list[tuple[int, list[bytes]]]) -> None:
         """Add the names of directories, each given with its bit."""
@@ -208,26 +206,25 @@ class LowerNames:
         if self._unread & bit and len(entries) <= self._NAMES_MAX:
             self._read(bit, [entry.name for entry in entries])
 
-    def holders(self, name: bytes, lowers: tuple[RealDir, ...]) -> int:
-        """The directories to ask for *name*."""
+    def holders(self, name: bytes, lowers: tuple[RealDir, ...], misses: int) -> int:
+        """The directories to ask for *name*, after *misses* fruitless questions so far."""
         if self._raw:
             self._unpack()
-        mask = self._masks.get(name, 0)
-        if not self._unread:
-            return mask
-        self._asked += 1
-        if self._worth and self._asked >= min(self._worth.values()):
-            self._read_large(lowers)
-            mask = self._masks.get(name, 0)
-        return mask | self._unread
+        unread = self._unread
+        if not unread:
+            return self._masks.get(name, 0)
+        if self._worth and misses >= min(self._worth.values()):
+            self._read_large(lowers, misses // len(self._worth))
+            unread = self._unread
+        return self._masks.get(name, 0) | unread
 
     def _unpack(self) -> None:
         raw, self._raw = self._raw, []
         self.add([(bit, sc.names_in(part)) for bit, part in raw])
 
-    def _read_large(self, lowers: tuple[RealDir, ...]) -> None:
+    def _read_large(self, lowers: tuple[RealDir, ...], misses: int) -> None:
         for bit, worth in list(self._worth.items()):
-            if worth <= self._asked:
+            if worth <= misses:
                 try:
                     entries = read_names(lowers[bit.bit_length() - 1])
                 except OSError:

@@ -137,7 +137,7 @@ class Dir(Node):
             if self.misses < LowerNames.WORTH_MISSES * count:
                 return (1 << count) - 1
             index = self.index = LowerNames.of(self.lowers)
-        return index.holders(name, self.lowers)
+        return index.holders(name, self.lowers, self.misses)
 
     @property
     def pure_upper(self) -> bool:

@@ -245,18 +245,16 @@ class Stack:
         holders = parent.holders(name)
         if not holders:
             return None
-        if holders & (holders - 1):
-            found = first_of(parent, name, holders)
+        low = parent.lowers[(holders & -holders).bit_length() - 1]
+        try:
+            st = os.stat(name, dir_fd=low.at(), follow_symlinks=False)
+        except FileNotFoundError:
+            parent.misses += 1
+            found = first_of(parent, name, holders & (holders - 1))
             if found is None:
                 return None
             holders, st = found
             low = parent.lowers[(holders & -holders).bit_length() - 1]
-        else:
-            low = parent.lowers[holders.bit_length() - 1]
-            try:
-                st = os.stat(name, dir_fd=low.at(), follow_symlinks=False)
-            except FileNotFoundError:
-                return None
         if st.st_mode & _S_IFMT == _S_IFDIR:
             return self._lower_dir(parent, name, st, holders)
         return self._lower_object(parent, name, st, low)

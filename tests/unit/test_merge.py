@@ -125,5 +125,5 @@ def test_a_thousand_names_in_ten_layers(unions: Unions) -> None:
 def test_names_know_their_directories() -> None:
     names = LowerNames()
     names.add([(1, [b"a"]), (2, [b"a", b"b"]), (8, [b"a", b"b"])])
-    assert [names.holders(name, ()) for name in (b"a", b"b", b"c")] == [11, 10, 0]
+    assert [names.holders(name, (), 0) for name in (b"a", b"b", b"c")] == [11, 10, 0]
     assert names.filled == 11

@@ -47,15 +47,15 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[RealDir]:
 def test_a_name_leads_to_its_directories() -> None:
     table = LowerNames()
     table.add([(1, [b"a"]), (2, [b"a", b"b"]), (8, [b"a", b"b"])])
-    assert [table.holders(name, ()) for name in (b"a", b"b", b"c")] == [11, 10, 0]
+    assert [table.holders(name, (), 0) for name in (b"a", b"b", b"c")] == [11, 10, 0]
     assert table.filled == 11
 
 
 def test_names_of_the_same_directories_share_one_number() -> None:
     table = LowerNames()
     table.add([(1 << position, [b"a", b"b"]) for position in range(200)])
-    assert table.holders(b"a", ()) == (1 << 200) - 1
-    assert table.holders(b"a", ()) is table.holders(b"b", ())
+    assert table.holders(b"a", (), 0) == (1 << 200) - 1
+    assert table.holders(b"a", (), 0) is table.holders(b"b", (), 0)
 
 
 def test_what_was_not_read_may_have_any_name(unions: Unions, reads: list[RealDir]) -> None:
@@ -63,22 +63,33 @@ def test_what_was_not_read_may_have_any_name(unions: Unions, reads: list[RealDir
     lowers = u.sh.dir("d").lowers
     table = LowerNames()
     table.add([(1, [b"a"])])
-    table.put_off(1, 10 * 128)
-    for number in range(9):
-        assert table.holders(b"%d" % number, lowers) == 2
+    table.put_off(1, 10 * LowerNames._BYTES_PER_MISS)
+    assert table.holders(b"a", lowers, 9) == 3
+    assert table.holders(b"none", lowers, 9) == 2
     assert reads == []
-    assert table.holders(b"a", lowers) == 1
+    # Asked in vain often enough, it was read.
+    assert table.holders(b"a", lowers, 10) == 1
     assert reads == [lowers[1]]
-    assert table.holders(b"b", lowers) == 2
-    assert table.holders(b"none", lowers) == 0
+    assert table.holders(b"b", lowers, 10) == 2
+    assert table.holders(b"none", lowers, 10) == 0
+
+
+def test_misses_are_shared_by_what_is_not_read(unions: Unions, reads: list[RealDir]) -> None:
+    u = unions({"d": {"a": ""}}, {"d": {"b": ""}})
+    lowers = u.sh.dir("d").lowers
+    table = LowerNames()
+    for position, worth in ((0, 10), (1, 20)):
+        table.put_off(position, worth * LowerNames._BYTES_PER_MISS)
+    assert table.holders(b"b", lowers, 19) == 3
+    assert table.holders(b"b", lowers, 20) == 2
+    assert reads == [lowers[0]]
 
 
 def test_what_is_huge_is_never_read(unions: Unions, reads: list[RealDir]) -> None:
     u = unions({"d": {}}, {"d": {"b": ""}})
     table = LowerNames()
     table.put_off(1, LowerNames.HUGE)
-    for _ in range(1000):
-        assert table.holders(b"b", u.sh.dir("d").lowers) == 2
+    assert table.holders(b"b", u.sh.dir("d").lowers, 10**9) == 2
     assert reads == []
 
 
@@ -89,9 +100,9 @@ def test_a_listing_of_somebody_else_is_learnt_from_unless_it_is_huge(
     table = LowerNames()
     table.put_off(0, LowerNames.HUGE)
     table.learn(0, [Entry(b"%d" % n, 1, 0) for n in range(3)])
-    assert table.holders(b"x", ()) == 1
+    assert table.holders(b"x", (), 0) == 1
     table.learn(0, [Entry(b"%d" % n, 1, 0) for n in range(2)])
-    assert [table.holders(name, ()) for name in (b"0", b"x")] == [1, 0]
+    assert [table.holders(name, (), 0) for name in (b"0", b"x")] == [1, 0]
 
 
 # --- small directories --------------------------------------------------------------------------
@@ -161,9 +172,9 @@ def test_a_lookup_of_a_directory_takes_its_names_along(unions: Unions) -> None:
     u = unions(*layers)
     node = u.sh.dir("d")
     index = index_of(u, "d")
-    assert [index.holders(b"f%d" % n, node.lowers) for n in range(6)] == [1, 2, 4, 8, 16, 32]
-    assert index.holders(b"same", node.lowers) == 63
-    assert index.holders(b"none", node.lowers) == 0
+    assert [index.holders(b"f%d" % n, node.lowers, 0) for n in range(6)] == [1, 2, 4, 8, 16, 32]
+    assert index.holders(b"same", node.lowers, 0) == 63
+    assert index.holders(b"none", node.lowers, 0) == 0
     assert len(u.sh.dir("d/same").lowers) == 6
 
 
@@ -214,9 +225,11 @@ def test_a_large_directory_touched_once_is_not_read(unions: Unions, reads: list[
     assert u.sh.exists("d/name-0123")
     assert u.sh.exists("d/f0")
     assert not u.sh.exists("d/none")
+    for number in range(300):
+        assert u.sh.exists(f"d/name-{number:04}")
     assert reads == []
     for number in range(300):
-        u.sh.exists(f"d/name-{number:04}")
+        assert not u.sh.exists(f"d/none-{number:04}")
     assert len(reads) == 1
     node = u.sh.dir("d")
     assert node.holders(b"name-0299") == 16
@@ -313,7 +326,7 @@ def test_without_private_clones_names_are_read_when_it_pays(
     assert node.index is None
     for number in range(20):
         assert not u.sh.exists(f"d/none{number}")
-    assert index_of(u, "d").holders(b"f4", node.lowers) == 16
+    assert index_of(u, "d").holders(b"f4", node.lowers, 0) == 16
     assert u.sh.names("d") == [b"f%d" % n for n in range(5)]
     assert [os.stat(lower / "d").st_atime_ns for lower in u.lowers] == times
 
