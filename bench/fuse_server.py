@@ -13,11 +13,13 @@ from __future__ import annotations
 import os
 import re
 import select
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 _PROC = Path("/proc")
 _MOUNTINFO = Path("/proc/self/mountinfo")
+_CPUCLOCK_SCHED = 2  # include/linux/posix-timers_types.h
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +99,15 @@ def _fuse_connections(pid: int) -> set[int | None]:
     """Connections whose device a process holds; None stands for "the kernel does not tell"."""
     found: set[int | None] = set()
     try:
-        for fd in (_PROC / str(pid) / "fd").iterdir():
-            if fd.readlink().name == "fuse" and str(fd.readlink()) == "/dev/fuse":
-                found.add(_connection_in(_PROC / str(pid) / "fdinfo" / fd.name))
+        fds = list((_PROC / str(pid) / "fd").iterdir())
     except OSError:
         return found  # the process ended, or is not ours to look at
+    for fd in fds:
+        try:
+            if str(fd.readlink()) == "/dev/fuse":
+                found.add(_connection_in(_PROC / str(pid) / "fdinfo" / fd.name))
+        except OSError:
+            continue  # closed meanwhile, as a busy server does
     return found
 
 
@@ -133,6 +139,14 @@ def sample(pid: int) -> Sample:
     fds = sum(1 for _ in (base / "fd").iterdir())
     threads = sum(1 for _ in (base / "task").iterdir())
     return Sample(rss_kib=rss, private_kib=private, fds=fds, threads=threads)
+
+
+def cpu_seconds(pid: int) -> float:
+    """Processor time of a process since its start, of its ended threads too. OSError when gone.
+
+    The clock is that of clock_getcpuclockid(3): it counts nanoseconds where /proc counts ticks.
+    """
+    return time.clock_gettime((~pid << 3) | _CPUCLOCK_SCHED)
 
 
 def wait_gone(pidfd: int, timeout_s: float) -> bool:

@@ -4,6 +4,7 @@
     ./dev fuzz --histories 250 --ops 400          a fixed number of histories
     ./dev fuzz --seed 1234 --histories 1          one history again, from its seed
     ./dev fuzz --replay build/fuzz/seed-1234.py   a shrunk script again
+    ./dev fuzz --transport pyfuse3                one of the programs that speak to /dev/fuse
     ./dev fuzz --side kernel                      the kernel against itself: must never differ
 
 Exit status: 0 no difference, 1 differences (each with its seed and a script that replays), 2 the
@@ -23,13 +24,15 @@ from tests.differential import arena, campaign, pieces, privacy, script, sides
 from tests.differential.campaign import Plan, Totals
 from tests.differential.pieces import Dialect
 from tests.differential.sides import Side
+from unionfs2 import transports
 
-SIDES: dict[str, Callable[[], Side]] = {
+#: Who meets the kernel; the transport means something to ours only.
+SIDES: dict[str, Callable[[str], Side]] = {
     "fuse": sides.unionfs2_server,
     "limited": sides.unionfs2_limited,
     "command": sides.unionfs2_command,
-    "kernel": lambda: sides.KernelSide("kernel again"),
-    "fuse-overlayfs": sides.fuse_overlayfs,
+    "kernel": lambda _: sides.KernelSide("kernel again"),
+    "fuse-overlayfs": lambda _: sides.fuse_overlayfs(),
 }
 DIALECTS = {"trusted": pieces.TRUSTED, "userxattr": pieces.USERXATTR}
 _ENDLESS = 10**9
@@ -44,6 +47,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--ops", type=int, default=400, help="operations per history (%(default)s)")
     found.add_argument("--seed", type=int, help="first seed; history n has seed + n")
     found.add_argument("--side", choices=SIDES, default="fuse", help="who meets the kernel")
+    found.add_argument("--transport", choices=("auto", *transports.SERVED), default="auto")
     found.add_argument("--dialect", choices=DIALECTS, default="trusted")
     found.add_argument("--userns", action="store_true", help="as an ordinary user, userxattr")
     found.add_argument("--fs", choices=arena.KINDS, help="scratch file system (ext4)")
@@ -59,9 +63,11 @@ def plan_of(options: argparse.Namespace) -> Plan:
     """Arguments as a plan."""
     seed = options.seed if options.seed is not None else int(time.time()) % 1_000_000 * 1000
     count = options.histories or (_ENDLESS if options.minutes else 50)
+    transport = transports.chosen(options.transport)
     return Plan(
         side=SIDES[options.side],
-        dialect=_dialect(options),
+        transport=transport,
+        dialect=_dialect(options).on(transport),
         seeds=range(seed, seed + count),
         op_count=options.ops,
         seconds=options.minutes * 60,
@@ -118,8 +124,9 @@ def fuzz(plan: Plan) -> int:
     for ident, count in sorted(totals.excused.items()):
         print(f"known difference {ident}: {count} times")
     for finding in totals.findings:
-        print(f"again: ./dev fuzz --seed {finding.seed} --histories 1 --ops {plan.op_count}")
-        print(f"short: ./dev fuzz --replay {plan.report / f'seed-{finding.seed}.py'}")
+        words = f"./dev fuzz --transport {plan.transport}"
+        print(f"again: {words} --seed {finding.seed} --histories 1 --ops {plan.op_count}")
+        print(f"short: {words} --replay {plan.report / f'seed-{finding.seed}.py'}")
     for failure in totals.failures:
         print(f"error: {failure}", file=sys.stderr)
     return 2 if totals.failures else 1 if totals.findings else 0

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench import fuse_server, targets
+from unionfs2 import mounts, transports
 
 _DROP_CACHES = Path("/proc/sys/vm/drop_caches")
 _SETTLE_S = 5.0
@@ -84,6 +85,11 @@ def add_place_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--options", default="", help="further mount options for unionfs2")
     parser.add_argument(
+        "--transport",
+        choices=transports.SERVED,
+        help="what serves unionfs2 (default: whichever it takes itself)",
+    )
+    parser.add_argument(
         "--scratch", type=Path, help="folder for the layers (default: the temporary folder)"
     )
     parser.add_argument("--seed", type=int, help="repeat the run that printed this seed")
@@ -103,7 +109,9 @@ def open_place(
                 build_lower(folder)
             yield Place(folder, os.fspath(arguments.directory))
         return
-    target = targets.all_targets(arguments.options)[arguments.target]
+    transport = arguments.transport if arguments.target == "unionfs2" else None
+    options = [arguments.options, f"transport={transport}" if transport else ""]
+    target = targets.all_targets(",".join(filter(None, options)))[arguments.target]
     reason = target.unavailable()
     if reason is not None:
         raise SystemExit(f"stress: target {target.name} cannot be used: {reason}")
@@ -116,10 +124,18 @@ def open_place(
         target.prepare(layers)
         try:
             target.mount(layers)
+            _check_transport(layers.merged, transport)
             yield Place(layers.merged, target.name, layers, target)
             target.unmount(layers)
         finally:
             targets.clear_away(layers.merged)
+
+
+def _check_transport(merged: Path, asked: str | None) -> None:
+    wanted = os.fsencode(merged.resolve())
+    served = {status.transport for status in mounts.list_mounts() if status.target == wanted}
+    if asked is not None and served != {asked}:
+        raise SystemExit(f"stress: {merged} is served by {served}, not {asked}")
 
 
 @contextlib.contextmanager

@@ -10,11 +10,11 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from typing import Protocol
 
 from . import copyup, creds, ondisk, protect
 from . import nodes as nd
 from . import syscalls as sc
-from .handles import FileHandle
 from .model import Caller, SetAttr
 from .nodes import Node
 from .stack import Stack, oserror
@@ -23,6 +23,18 @@ _ACLS = (ondisk.ACL_ACCESS, ondisk.ACL_DEFAULT)
 # Attributes that a file without any listed attribute cannot have; label modules may answer for
 # others without listing them.
 _LISTED = (ondisk.CAPABILITY, *_ACLS)
+
+
+class Resizable(Protocol):
+    """An open file, as far as a change of size needs it."""
+
+    @property
+    def fd(self) -> int: ...
+
+    @property
+    def writable(self) -> bool: ...
+
+
 _NOTHING_THERE = nd.NO_XATTRS | nd.NO_CAPABILITY
 
 
@@ -30,7 +42,7 @@ def set_attributes(
     stack: Stack,
     node: Node,
     new: SetAttr,
-    handle: FileHandle | None = None,
+    handle: Resizable | None = None,
     caller: Caller | None = None,
 ) -> None:
     """Apply *new*; size first, then owner, mode, times.
@@ -69,7 +81,7 @@ def check_attributes(stack: Stack, node: Node, new: SetAttr) -> None:
         protect.check_metadata(stack, node)
 
 
-def _set_size(stack: Stack, node: Node, size: int, handle: FileHandle | None) -> None:
+def _set_size(stack: Stack, node: Node, size: int, handle: Resizable | None) -> None:
     """ftruncate(2) through the caller's handle, truncate(2) without.
 
     Only the first sets mtime on every file system when the size stays the same.
@@ -83,7 +95,7 @@ def _set_size(stack: Stack, node: Node, size: int, handle: FileHandle | None) ->
         stack.recount(node, before)
 
 
-def _resize(stack: Stack, node: Node, size: int, handle: FileHandle | None) -> None:
+def _resize(stack: Stack, node: Node, size: int, handle: Resizable | None) -> None:
     if handle is not None and handle.writable:
         sc.ftruncate(handle.fd, size)
         return
@@ -140,6 +152,16 @@ def _set_times(stack: Stack, node: Node, atime_ns: int | None, mtime_ns: int | N
 
 
 # --- extended attributes ------------------------------------------------------------------------
+
+
+def stat_with_birth(stack: Stack, node: Node) -> tuple[os.stat_result, int | None]:
+    """Attributes, and when the object was made in ns; None where the file system does not know."""
+    if node.orphan >= 0:
+        return stack.stat(node), sc.birth_ns(b"", node.orphan)
+    if node.is_dir:
+        return stack.stat(node), sc.birth_ns(b"", node.top.at())  # type: ignore[attr-defined]
+    dir_fd, name = stack.place(node)
+    return stack.stat(node), sc.birth_ns(name, dir_fd)
 
 
 def _is_known_absent(node: Node, key: bytes) -> bool:

@@ -34,10 +34,28 @@ _SKIPPABLE = frozenset((errno.EOPNOTSUPP, errno.EPERM, errno.ENODATA))
 class CopyJob:
     """A regular file on its way up. ``run()`` touches nothing but its own two descriptors."""
 
-    __slots__ = ("_room", "_src", "_stack", "_tmp", "_tmp_name", "node", "size", "st")
+    __slots__ = (
+        "_nameless",
+        "_origin",
+        "_room",
+        "_src",
+        "_stack",
+        "_tmp",
+        "_tmp_name",
+        "node",
+        "size",
+        "st",
+    )
 
     def __init__(
-        self, stack: Stack, node: Node, st: os.stat_result, size: int, room: Room = NO_ROOM
+        self,
+        stack: Stack,
+        node: Node,
+        st: os.stat_result,
+        size: int,
+        room: Room = NO_ROOM,
+        *,
+        nameless: bool = False,
     ) -> None:
         self._stack = stack
         self._room = room.keep()
@@ -47,10 +65,13 @@ class CopyJob:
         self._src = -1
         self._tmp = -1
         self._tmp_name = b""
+        self._nameless = nameless
         low = node.low
         assert low is not None
         try:
-            self._src = low.branch.open_file(node.name, low.at())
+            # Here and not in run(), which must not touch directories: they may be closed meanwhile.
+            self._origin = _origin_of(node) if st.st_nlink == 1 else None
+            self._src = _open_lower(node, low)
             self._tmp, self._tmp_name = _open_temp(stack)
         except OSError:
             self.close()
@@ -62,7 +83,7 @@ class CopyJob:
             copy_data(self._src, self._tmp, self.size)
         if self.size < self.st.st_size or not self.size:
             sc.ftruncate(self._tmp, self.size)
-        copy_metadata(self._stack, self.node, self.st, self._tmp, self._src)
+        copy_metadata(self._stack, self.st, self._tmp, self._src, self._origin)
         if self.size < self.st.st_size:
             # A truncation that is already done here: not every file system would notice it later.
             sc.touch_mtime(self._tmp)
@@ -73,6 +94,9 @@ class CopyJob:
         """Give the copy its name. needs: the node was not changed since prepare."""
         node, stack = self.node, self._stack
         parent = node.parent
+        if node.low is not None and parent is None and self._nameless:
+            self._publish_nameless()
+            return
         if node.low is None or node.flags & nd.DEAD or parent is None:
             # Unlinked while it was copied: the kernel's overlay answers EEXIST, too.
             raise oserror(errno.EEXIST, node.name)
@@ -92,6 +116,16 @@ class CopyJob:
         _arrived(stack, node, self.st)
         _switch_handles(node, upper)
 
+    def _publish_nameless(self) -> None:
+        """The copy becomes the object of a node whose name has gone; it goes with the node."""
+        node = self.node
+        if node.orphan >= 0:
+            os.close(node.orphan)
+        node.orphan, self._tmp = self._tmp, -1
+        node.low = None
+        node.flags = node.flags & ~nd.NO_XATTRS | (nd.ORIGIN if self.st.st_nlink == 1 else 0)
+        self._stack.changed.append(node)
+
     def close(self) -> None:
         """Give back what is left; safe at any point."""
         self._room.release()
@@ -102,6 +136,12 @@ class CopyJob:
         if self._tmp_name:
             _discard(self._stack, self._tmp_name)
             self._tmp_name = b""
+
+
+def _open_lower(node: Node, low: RealDir) -> int:
+    if node.orphan >= 0:
+        return sc.reopen(node.orphan, os.O_RDONLY)
+    return low.branch.open_file(node.name, low.at())
 
 
 def _open_temp(stack: Stack) -> tuple[int, bytes]:
@@ -277,7 +317,9 @@ def _copy_piece(src: int, dst: int, offset: int, length: int) -> int:
 # --- metadata -----------------------------------------------------------------------------------
 
 
-def copy_metadata(stack: Stack, node: Node, st: os.stat_result, dst: int, src: int) -> None:
+def copy_metadata(
+    stack: Stack, st: os.stat_result, dst: int, src: int, origin_value: bytes | None
+) -> None:
     """Owner, mode, attributes, flags, origin and times for an open new file or directory.
 
     Owner first, because chown strips ``security.capability``; mode after the attributes, because
@@ -287,8 +329,8 @@ def copy_metadata(stack: Stack, node: Node, st: os.stat_result, dst: int, src: i
     src_path, dst_path = sc.fd_path(src), sc.fd_path(dst)
     copy_xattrs(stack, src_path, dst_path, follow=True)
     copy_flags(stack, src, dst, dst_path)
-    if st.st_nlink == 1 or node.is_dir:
-        set_origin(stack, node, dst_path, follow=True)
+    if origin_value is not None:
+        set_origin(stack, origin_value, dst_path, follow=True)
     sc.fchmod(dst, stat.S_IMODE(st.st_mode))
     sc.futimes(dst, st.st_atime_ns, st.st_mtime_ns)
 
@@ -335,15 +377,18 @@ def copy_flags(stack: Stack, src: int, dst: int, dst_path: bytes) -> None:
         sc.set_inode_flags(dst, sc.inode_flags(dst) | flags & _KEPT_FLAGS)
 
 
-def set_origin(stack: Stack, node: Node, dst: bytes, *, follow: bool) -> None:
-    """Remember where the copy came from; an upper without attributes does without."""
-    low = node.lowers[0] if isinstance(node, Dir) else None
-    if low is not None:
+def _origin_of(node: Node) -> bytes:
+    """Where a copy of *node* will have come from."""
+    if isinstance(node, Dir):
+        low = node.lowers[0]
         assert low.parent is not None
-        value = origin.of_object(low.branch, low.name, low.parent.at())
-    else:
-        assert node.low is not None
-        value = origin.of_object(node.low.branch, node.name, node.low.at())
+        return origin.of_object(low.branch, low.name, low.parent.at())
+    assert node.low is not None
+    return origin.of_object(node.low.branch, node.name, node.low.at())
+
+
+def set_origin(stack: Stack, value: bytes, dst: bytes, *, follow: bool) -> None:
+    """Remember where the copy came from; an upper without attributes does without."""
     try:
         sc.setxattr(dst, stack.dialect.origin, value, 0, follow_symlinks=follow)
     except OSError as exc:
@@ -419,7 +464,7 @@ def _copy_directory(stack: Stack, node: Dir) -> None:
         try:
             src = low.open_list()
             try:
-                copy_metadata(stack, node, st, dst, src)
+                copy_metadata(stack, st, dst, src, _origin_of(node))
             finally:
                 os.close(src)
         finally:
@@ -452,10 +497,14 @@ def _move_directory(
         sc.chmod(name, to.at(), mode)
 
 
-def prepare(stack: Stack, node: Node, *, limit: int | None = None) -> CopyJob | None:
+def prepare(
+    stack: Stack, node: Node, *, limit: int | None = None, nameless: bool = False
+) -> CopyJob | None:
     """First step for a non-directory. A regular file gives a job; anything else is complete.
 
     None when there is nothing left to do. *limit*: bytes wanted at most (0 for O_TRUNC).
+    *nameless*: a regular file whose name has gone gets a copy without one, because somebody may
+    write to it who opened it before; the kernel's overlay has copied it at that open.
     Raises EROFS, EOVERFLOW, EPERM, ENOSPC, EDQUOT ...; nothing visible has changed then, except
     that ancestors may be in the upper.
     """
@@ -463,6 +512,11 @@ def prepare(stack: Stack, node: Node, *, limit: int | None = None) -> CopyJob | 
         return None
     w = stack.w
     parent = node.parent
+    if parent is None and nameless and node.is_regular:
+        st = stack.stat(node)
+        check_mapped(st, node.name)
+        size = st.st_size if limit is None else min(limit, st.st_size)
+        return CopyJob(stack, node, st, size, nameless=True)
     if parent is None:
         was_in = node.last_parent
         if was_in is None or was_in.flags & nd.DEAD:
@@ -506,7 +560,7 @@ def _copy_special(stack: Stack, node: Node, st: os.stat_result, temp: bytes) -> 
         dst = sc.entry_path(work_fd, temp)
         copy_xattrs(stack, src, dst, follow=False)
         if st.st_nlink == 1:
-            set_origin(stack, node, dst, follow=False)
+            set_origin(stack, _origin_of(node), dst, follow=False)
         sc.utimes(temp, work_fd, st.st_atime_ns, st.st_mtime_ns)
         with _ParentTimes(upper), OwnerMayWrite(stack, upper):
             sc.rename(temp, work_fd, node.name, upper.at(), sc.RENAME_NOREPLACE)

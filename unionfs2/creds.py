@@ -10,6 +10,7 @@ Invariant: between two operations the thread has the server's own ids and umask 
 from __future__ import annotations
 
 import os
+import stat
 from types import TracebackType
 
 from . import syscalls as sc
@@ -125,6 +126,19 @@ def keeps_sgid(caller: Caller) -> bool:
 def sees_trusted(caller: Caller) -> bool:
     """CAP_SYS_ADMIN towards the whole machine: trusted.* attributes are listed."""
     return _has_capability(caller, _CAP_SYS_ADMIN) and (not caller.pid or _is_initial(caller.pid))
+
+
+def may_access(st: os.stat_result, mask: int, caller: Caller) -> bool:
+    """access(2) by the mode bits, for doors that the kernel asks."""
+    if caller.uid == 0:
+        runnable = stat.S_ISDIR(st.st_mode) or bool(st.st_mode & 0o111)
+        return not mask & os.X_OK or runnable
+    bits = st.st_mode
+    if caller.uid == st.st_uid:
+        bits >>= 6
+    elif st.st_gid in groups_of(caller):
+        bits >>= 3
+    return mask & ~bits & 7 == 0
 
 
 def groups_of(caller: Caller) -> frozenset[int]:

@@ -58,14 +58,15 @@ class EagerLock:
 class EagerWait:
     """wait_readable() for the one descriptor of a FUSE session."""
 
-    def __init__(self, fd: int, is_busy: Callable[[], bool]) -> None:
+    def __init__(self, fd: int, is_busy: Callable[[], bool], spin_ns: int = _SPIN_NS) -> None:
         poll = select.poll()
         poll.register(fd, select.POLLIN)
         self._poll = poll.poll
         self._is_busy = is_busy
         self._streak = 0
         self._misses = 0
-        self._may_spin = len(os.sched_getaffinity(0)) > 1
+        self._spin_ns = spin_ns
+        self._may_spin = spin_ns > 0 and len(os.sched_getaffinity(0)) > 1
 
     async def __call__(self, fd: int) -> None:
         if self._streak < _STREAK and (self._poll(0) or self._spin()):
@@ -74,7 +75,7 @@ class EagerWait:
         self._streak = 0
         before = time.perf_counter_ns()
         await trio.lowlevel.wait_readable(fd)
-        if time.perf_counter_ns() - before < _SPIN_NS:
+        if time.perf_counter_ns() - before < self._spin_ns:
             self._misses = 0
 
     def _spin(self) -> bool:
@@ -82,7 +83,7 @@ class EagerWait:
             return False
         poll = self._poll
         clock = time.perf_counter_ns
-        end = clock() + _SPIN_NS
+        end = clock() + self._spin_ns
         while clock() < end:
             if poll(0):
                 self._misses = 0
@@ -102,7 +103,11 @@ class _Changed:
         return getattr(self._module, name)
 
 
-def trio_for(fd: int, is_busy: Callable[[], bool]) -> Any:
-    """What pyfuse3 shall use as ``trio`` for the session on *fd*."""
-    lowlevel = _Changed(trio.lowlevel, wait_readable=EagerWait(fd, is_busy))
+def trio_for(fd: int, is_busy: Callable[[], bool], busy_poll: int | None = None) -> Any:
+    """What pyfuse3 shall use as ``trio`` for the session on *fd*.
+
+    *busy_poll* is how many microseconds to look for a request; None leaves that to this module.
+    """
+    spin_ns = _SPIN_NS if busy_poll is None else busy_poll * 1000
+    lowlevel = _Changed(trio.lowlevel, wait_readable=EagerWait(fd, is_busy, spin_ns))
     return _Changed(trio, Lock=EagerLock, lowlevel=lowlevel)

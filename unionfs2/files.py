@@ -8,6 +8,7 @@ import stat
 import time
 
 from . import attrs, copyup, creds, protect
+from . import nodes as nd
 from . import syscalls as sc
 from .handles import FileHandle, write_whole
 from .model import Caller
@@ -26,6 +27,8 @@ _NOT_PASSED = (
     | getattr(os, "FASYNC", 0o20000)
 )
 _DAY_S = 24 * 3600
+#: Flags of a node whose data cannot be changed by everybody, or about which that is not known.
+PROTECTED = nd.IMMUTABLE | nd.APPEND_ONLY
 
 
 def wants_write(flags: int) -> bool:
@@ -63,7 +66,7 @@ def open_file(stack: Stack, node: Node, flags: int, caller: Caller | None = None
     if writing:
         copyup.whole(stack, node, limit=copy_limit(flags))
         if flags & os.O_TRUNC and caller is not None:
-            _drop_privileges_on_truncate(stack, node, caller)
+            drop_privileges(stack, node, caller)
     before = stack.before(node) if flags & os.O_TRUNC else None
     fd = attrs.open_object(stack, node, passed_flags(flags))
     if before is not None:
@@ -71,11 +74,11 @@ def open_file(stack: Stack, node: Node, flags: int, caller: Caller | None = None
     return adopt(stack, node, fd, flags)
 
 
-def _drop_privileges_on_truncate(stack: Stack, node: Node, caller: Caller) -> None:
-    """Clear suid and sgid as for a truncation by the caller, unless the caller may keep them.
+def drop_privileges(stack: Stack, node: Node, caller: Caller) -> None:
+    """Clear suid and sgid as for a change of data by the caller, unless the caller may keep them.
 
-    The O_TRUNC of an open arrives with it, and the server would truncate with its own rights
-    (should_remove_suid(), setattr_should_drop_sgid() in fs).
+    The server would truncate, allocate or copy with its own rights (should_remove_suid(),
+    setattr_should_drop_sgid() in fs). For requests in which the kernel does not say it.
     """
     st = stack.stat(node)
     drop = 0
@@ -85,6 +88,37 @@ def _drop_privileges_on_truncate(stack: Stack, node: Node, caller: Caller) -> No
         drop |= stat.S_ISGID
     if drop:
         attrs.change_mode(stack, node, stat.S_IMODE(st.st_mode) & ~drop)
+
+
+def kill_suid_sgid(stack: Stack, node: Node, caller: Caller) -> None:
+    """Clear suid and sgid, because the kernel says so (FUSE_HANDLE_KILLPRIV_V2).
+
+    It says so for every caller without CAP_FSETID; set-group-id without group execute stays for
+    members of the group (setattr_should_drop_sgid()).
+    """
+    mode = stat.S_IMODE(stack.stat(node).st_mode)
+    drop = mode & stat.S_ISUID
+    if mode & stat.S_ISGID and (
+        mode & stat.S_IXGRP or stack.stat(node).st_gid not in creds.groups_of(caller)
+    ):
+        drop |= stat.S_ISGID
+    if drop:
+        attrs.change_mode(stack, node, mode & ~drop)
+
+
+def open_for_copy(stack: Stack, node: Node) -> int:
+    """A descriptor to copy data from, which is no reading: the access time stays."""
+    return attrs.open_object(stack, node, os.O_RDONLY | os.O_NOATIME)
+
+
+def fallocate(handle: FileHandle, mode: int, offset: int, length: int) -> None:
+    """Allocate or punch; where somebody counts, what the file grows by has to be free."""
+    if not handle.writable:
+        raise oserror(errno.EBADF)
+    if handle.account is None:
+        sc.fallocate(handle.fd, mode, offset, length)
+    else:
+        handle.account.allocate(handle.fd, mode, offset, length)
 
 
 def _loses_sgid(st: os.stat_result, caller: Caller) -> bool:

@@ -22,7 +22,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import pyfuse3
 import trio
 
-from . import creds, eager, files, mountcalls
+from . import creds, eager, files, longwork, readahead
 from . import syscalls as sc
 from .errors import UnionFSError
 from .fuse_attr import AttrWriter
@@ -30,7 +30,7 @@ from .handles import DirHandle
 from .model import Caller, Entry, SetAttr
 from .nodes import Dir, Node
 from .options import MountSpec
-from .runner import Runner, read_cached
+from .runner import Runner
 from .stack import Found
 from .union import UnionFS
 
@@ -288,7 +288,7 @@ class Door(pyfuse3.Operations):
     async def access(self, inode: int, mode: int, ctx: Ctx) -> bool:
         """Asked only where the kernel does not check by itself (default_permissions)."""
         st = self.fs.getattr(self.fs.node(inode))
-        return _allowed(st, mode, _caller(ctx))
+        return creds.may_access(st, mode, _caller(ctx))
 
     @answering
     async def statfs(self, ctx: Ctx) -> pyfuse3.StatvfsData:
@@ -365,9 +365,9 @@ class Door(pyfuse3.Operations):
     ) -> bytes | memoryview:
         handle = self.fs.file(fh)
         if size > _READ_MAX:
-            return await self._runner.read(_read_whole, handle.fd, off, size)
+            return await self._runner.read(longwork.read_whole, handle.fd, off, size)
         try:
-            cached = read_cached(handle.fd, self._buffer, off, size)
+            cached = longwork.read_cached(handle.fd, self._buffer, off, size)
         except OSError as exc:
             if exc.errno != errno.EOPNOTSUPP:
                 raise
@@ -377,8 +377,8 @@ class Door(pyfuse3.Operations):
         if cached is not None and off + len(cached) >= os.fstat(handle.fd).st_size:
             return cached
         if self._runner.may_wait(size):
-            return _read_whole(handle.fd, off, size)
-        return await self._runner.read(_read_whole, handle.fd, off, size)
+            return longwork.read_whole(handle.fd, off, size)
+        return await self._runner.read(longwork.read_whole, handle.fd, off, size)
 
     @answering
     async def write(self, fh: int, off: int, buf: bytes) -> int:
@@ -468,18 +468,6 @@ def _caller(ctx: Ctx) -> Caller:
     return Caller(ctx.uid, ctx.gid, ctx.pid, ctx.umask)
 
 
-def _allowed(st: os.stat_result, mask: int, caller: Caller) -> bool:
-    if caller.uid == 0:
-        runnable = stat.S_ISDIR(st.st_mode) or bool(st.st_mode & 0o111)
-        return not mask & os.X_OK or runnable
-    bits = st.st_mode
-    if caller.uid == st.st_uid:
-        bits >>= 6
-    elif st.st_gid in creds.groups_of(caller):
-        bits >>= 3
-    return mask & ~bits & 7 == 0
-
-
 def _drop_pages(node_id: int) -> None:
     """Drop cached pages. In a thread: it waits for reads in progress, which we have to answer."""
     try:
@@ -487,17 +475,6 @@ def _drop_pages(node_id: int) -> None:
     except OSError as exc:
         if exc.errno not in (errno.ENOENT, errno.ENOTCONN):
             raise
-
-
-def _read_whole(fd: int, offset: int, size: int) -> bytes:
-    """pread that ends short only at the end of the file."""
-    data = os.pread(fd, size, offset)
-    while data and len(data) < size:
-        more = os.pread(fd, size - len(data), offset + len(data))
-        if not more:
-            break
-        data += more
-    return data
 
 
 async def _serve(door: Door, mountpoint: str, unmount: Callable[[], None] | None) -> None:
@@ -509,22 +486,8 @@ async def _serve(door: Door, mountpoint: str, unmount: Callable[[], None] | None
 
 
 async def _widen_readahead(door: Door, mountpoint: str) -> None:
-    """Let the kernel ask for up to 1 MiB at once: eight times fewer messages for long reads.
-
-    The protocol caps read-ahead at what the kernel offers (128 KiB); once it is settled, root may
-    raise it. The device is read from the list of mounts: a path into the mount would keep it
-    busy for somebody who unmounts at once.
-    """
     await door.settled.wait()
-    entry = mountcalls.find_mount(os.fsencode(mountpoint))
-    if entry is None:
-        return
-    name = f"/sys/class/bdi/{os.major(entry.device)}:{os.minor(entry.device)}/read_ahead_kb"
-    try:
-        with open(name, "w", encoding="ascii") as setting:  # noqa: ASYNC230 - sysfs never waits
-            setting.write(str(_READ_MAX >> 10))
-    except OSError as exc:
-        _log.debug("read-ahead stays as it is: %s", exc)
+    readahead.widen(mountpoint, _READ_MAX)
 
 
 async def _end_on_signal(unmount: Callable[[], None] | None) -> None:
@@ -592,7 +555,8 @@ def serve(
     if debug:
         options.add("debug")
     pyfuse3.init(door, f"/dev/fd/{fuse_fd}", options)
-    pyfuse3.trio = eager.trio_for(fuse_fd, door.is_busy)  # type: ignore[attr-defined]
+    waiting = eager.trio_for(fuse_fd, door.is_busy, spec.busy_poll)
+    pyfuse3.trio = waiting  # type: ignore[attr-defined]
     _log.debug("serving %s", mountpoint)
     try:
         trio.run(_serve, door, mountpoint, unmount)

@@ -54,6 +54,12 @@ def check_layers(spec: MountSpec, backend: Backend | None = None) -> None:
     """
     if backend is not None:
         refuse_unsupported(spec, backend)
+    if spec.passthrough and not privilege.has_initial_capability(privilege.CAP_SYS_ADMIN):
+        # fuse_backing_open() asks for it, whoever owns the mount.
+        raise PrivilegeError(
+            "passthrough needs CAP_SYS_ADMIN in the initial user namespace: "
+            "mount as root or leave it out"
+        )
     _check_shape(spec)
     with ExitStack() as stack:
         layers = _open_layers(spec, stack)

@@ -15,6 +15,7 @@ from . import mountcalls
 from .errors import TargetError, show
 from .mountcalls import MountEntry
 from .options import Backend, MountSpec
+from .transports import Transport
 
 #: File system types of our own FUSE mounts, as mountinfo shows them.
 FUSE_TYPE = b"fuse.unionfs2"
@@ -29,6 +30,7 @@ class Mounted:
     target: bytes  # absolute, without symbolic links
     pid: int | None = None  # of the server, for FUSE
     warnings: tuple[str, ...] = ()
+    transport: Transport | None = None  # the one that serves, as the server told
 
 
 class Mounter(Protocol):

@@ -24,6 +24,7 @@ from .errors import BusyError, MountError, TargetError, UnavailableError, show
 from .mountcalls import MountEntry
 from .mounter import FUSE_TYPE, Mounted, is_ours
 from .options import Backend, MountSpec, format_options
+from .transports import Transport
 
 _SYSTEM_STATE: Final = "/run/unionfs2"
 _STATE_VARIABLE: Final = "UNIONFS2_STATE"
@@ -44,6 +45,7 @@ class Record:
     options: str
     pid: int | None = None  # of the server
     pid_start: int | None = None  # when it started, in ticks since boot: pids are used again
+    transport: Transport | None = None  # of the server, written down by the server itself
     version: int = _VERSION
 
 
@@ -56,6 +58,7 @@ class MountStatus:
     since: float | None
     pid: int | None
     options: str
+    transport: Transport | None = None  # None: the native backend, or not known
 
 
 # --- records --------------------------------------------------------------------------------------
@@ -84,9 +87,16 @@ def state_directory(*, create: bool = False) -> str | None:
     return None
 
 
-def record(target: bytes, backend: Backend, spec: MountSpec, pid: int | None = None) -> str | None:
+def record(
+    target: bytes,
+    backend: Backend,
+    spec: MountSpec,
+    pid: int | None = None,
+    transport: Transport | None = None,
+) -> str | None:
     """Write down the mount that is at *target* now; the record's path, None if there is none.
 
+    A server gives its *pid*, and the *transport* that is about to serve.
     A state directory that cannot be written is no reason to fail a mount.
     """
     entry = mountcalls.find_mount(target)
@@ -102,6 +112,7 @@ def record(target: bytes, backend: Backend, spec: MountSpec, pid: int | None = N
         options=os.fsdecode(format_options(spec)),
         pid=pid,
         pid_start=None if pid is None else started(pid),
+        transport=transport,
     )
     path = os.path.join(directory, f"{_slug(value.namespace)}-{entry.mount_id}.json")
     temporary = f"{path}.{os.getpid()}"
@@ -221,13 +232,17 @@ def _status(entry: MountEntry, value: Record | None) -> MountStatus:
     if value is None:
         shown = entry.super_options.decode("utf-8", "surrogateescape")
         return MountStatus(entry.target, backend, None, None, shown)
-    return MountStatus(entry.target, backend, value.since, value.pid, value.options)
+    return MountStatus(
+        entry.target, backend, value.since, value.pid, value.options, value.transport
+    )
 
 
 def mounted(target: bytes, backend: Backend, warnings: tuple[str, ...] = ()) -> Mounted:
     """Describe the mount that was just made at *target*, server included."""
     value = _record_of(target)
-    return Mounted(backend, target, value.pid if value else None, warnings)
+    if value is None:
+        return Mounted(backend, target, warnings=warnings)
+    return Mounted(backend, target, value.pid, warnings, value.transport)
 
 
 def _record_of(target: bytes) -> Record | None:

@@ -58,6 +58,43 @@ class Creator:
             raise
         return node, st, opened[0]
 
+    def tmpfile(
+        self, parent: Dir, mode: int, flags: int, caller: Caller
+    ) -> tuple[Node, os.stat_result, int]:
+        """A regular file without a name (O_TMPFILE), open; it may get one by link().
+
+        EOPNOTSUPP where the upper has no such files. Source: ovl_tmpfile() in fs/overlayfs/dir.c.
+        """
+        stack = self._stack
+        _ = stack.w
+        if parent.flags & nd.DEAD:
+            raise oserror(errno.ENOENT, parent.name)
+        copyup.check_mapped(stack.stat(parent), parent.name)
+        flags = flags & ~(os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW) | os.O_TMPFILE | os.O_CLOEXEC
+        with copyup.room(stack, parent, inodes=1):
+            upper_fd = copyup.directory(stack, parent).at()
+            with self._actor.acting(caller):
+                fd = sc.create_at(b".", flags, stat.S_IMODE(mode), dir_fd=upper_fd)
+            st = os.fstat(fd)
+            if not self._actor.may_switch and st.st_gid != caller.gid:
+                st = self._give_group_to(fd, parent, caller, st)
+        assert stack.upper is not None
+        node = Node(stat.S_IFREG, stack.ino_of(st, stack.upper), None, nd.NO_CAPABILITY)
+        node.flags |= nd.PROTECTION_KNOWN
+        node.orphan = sc.reopen(fd, os.O_PATH)
+        stack.nodes.add(node, None, b"")
+        return node, st, fd
+
+    def _give_group_to(
+        self, fd: int, parent: Dir, caller: Caller, st: os.stat_result
+    ) -> os.stat_result:
+        if not self._stack.stat(parent).st_mode & stat.S_ISGID:
+            try:
+                sc.fchown(fd, -1, caller.gid)
+            except PermissionError:
+                return st
+        return os.fstat(fd)
+
     def mknod(self, parent: Dir, name: bytes, mode: int, rdev: int, caller: Caller) -> Found:
         """File, fifo, socket or device; a character device 0:0 is EPERM (ovl_mknod())."""
         if stat.S_ISCHR(mode) and rdev == 0:

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
+from . import transports
+
 # Generic flags of mount(8): field and value.
 FLAGS: Final[dict[str, tuple[str, object]]] = {
     "ro": ("read_only", True),
@@ -46,6 +48,8 @@ FLAGS: Final[dict[str, tuple[str, object]]] = {
     "debug": ("debug", True),
     "journal": ("journal", True),
     "auto_unmount": ("auto_unmount", True),
+    "writeback": ("writeback", "on"),
+    "passthrough": ("passthrough", True),
 }
 
 # Options with a word for a value: field, then word -> value.
@@ -62,10 +66,19 @@ WORDS: Final[dict[str, tuple[str, dict[str, object]]]] = {
         "fsync",
         {"auto": "auto", "1": "auto", "strict": "strict", "0": "off", "off": "off"},
     ),
+    "transport": ("transport", {word: word for word in ("auto", *transports.NAMES)}),
+    # fuse-overlayfs writes a number
+    "writeback": (
+        "writeback",
+        {"auto": "auto", "on": "on", "off": "off", "1": "on", "0": "off"},
+    ),
+    "passthrough": ("passthrough", _ON_OFF),
 }
 
 # What the upper directory may grow to: field of each, in bytes and in objects.
 LIMITS: Final = {"size": "quota_bytes", "inodes": "quota_inodes"}
+#: Times in microseconds: the most each may be.
+MICROSECONDS: Final = {"busy_poll": 10_000}
 NUMBERS: Final = ("squash_to_uid", "squash_to_gid", "xattr_permissions")
 MAPPINGS: Final = ("uidmapping", "gidmapping")
 PATHS: Final = {"upperdir": "upper", "workdir": "work", "log": "log"}
@@ -111,7 +124,6 @@ IGNORED: Final[dict[str, str]] = {
     # fuse-overlayfs
     "threaded": "tuning of a loop that is not ours",
     "fast_ino": "inode numbers are always right and cheap",
-    "writeback": "caching is chosen by the server",
     "timeout": "caching is chosen by the server",
     "static_nlink": "link counts cost nothing here",
     # kernel overlay
@@ -145,6 +157,7 @@ def known_names() -> list[str]:
         FLAGS,
         WORDS,
         LIMITS,
+        MICROSECONDS,
         NUMBERS,
         MAPPINGS,
         LAYER_NAMES,

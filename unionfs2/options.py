@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Final, Literal, NamedTuple
 
+from . import transports
 from .errors import OptionError, show
 from .option_names import (
     CONTEXTS,
@@ -26,6 +27,7 @@ from .option_names import (
     IGNORED,
     LIMITS,
     MAPPINGS,
+    MICROSECONDS,
     NUMBERS,
     PATHS,
     REFUSED,
@@ -103,6 +105,10 @@ class MountSpec:
     source: bytes = b"unionfs2"  # first column of /proc/self/mounts
 
     # the server process
+    transport: str = "auto"  # auto | pyfuse3 | devfuse
+    writeback: str = "auto"  # auto | on | off: whether the kernel holds writes back
+    passthrough: bool = False  # the kernel reads and writes open files by itself
+    busy_poll: int | None = None  # microseconds to look for a request before sleeping
     debug: bool = False
     log: bytes | None = None
     journal: bool = False
@@ -309,6 +315,15 @@ def _number(name: str, value: bytes) -> int:
     return int(value)
 
 
+def _set_microseconds(draft: _Draft, name: str, value: bytes) -> None:
+    most = MICROSECONDS[name]
+    if not value.isdigit() or len(value) > 9 or int(value) > most:
+        raise OptionError(
+            f'option "{name}" needs microseconds from 0 (never) to {most}, got "{show(value)}"'
+        )
+    draft.values[name] = int(value)
+
+
 def _set_limit(draft: _Draft, name: str, value: bytes) -> None:
     text = show(value)
     limit = parse_size(text, name) if name == "size" else _count(name, text)
@@ -375,6 +390,7 @@ def _split_layers(name: str, value: bytes) -> tuple[list[bytes], list[bytes]]:
 _VALUED: Final[dict[str, Callable[[_Draft, str, bytes], None]]] = {
     **dict.fromkeys(PATHS, _set_path),
     **dict.fromkeys(LIMITS, _set_limit),
+    **dict.fromkeys(MICROSECONDS, _set_microseconds),
     **dict.fromkeys(NUMBERS, _set_number),
     **dict.fromkeys(MAPPINGS, _set_mapping),
     **dict.fromkeys(CONTEXTS, _set_context),
@@ -383,6 +399,10 @@ _VALUED: Final[dict[str, Callable[[_Draft, str, bytes], None]]] = {
     "lowerdir+": _add_layer,
     "datadir+": _add_layer,
 }
+
+
+#: fs/fuse/passthrough.c: what the kernel passes on it cannot hold back.
+_HELD_AND_PASSED: Final = "passthrough and writeback=on exclude each other: drop one of them"
 
 
 def _check_contradictions(spec: MountSpec, seen: dict[str, bytes | None]) -> None:
@@ -401,6 +421,8 @@ def _check_contradictions(spec: MountSpec, seen: dict[str, bytes | None]) -> Non
         raise OptionError("userxattr and redirect_dir=on exclude each other: drop one of them")
     if spec.userxattr and spec.metacopy:
         raise OptionError("userxattr and metacopy=on exclude each other: drop one of them")
+    if spec.passthrough and spec.writeback == "on":
+        raise OptionError(_HELD_AND_PASSED)
 
 
 # --- spec -> text ---------------------------------------------------------------------------------
@@ -488,6 +510,12 @@ _NATIVE_ONLY: Final[tuple[tuple[Callable[[MountSpec], object], str], ...]] = (
 _FUSE_ONLY: Final[tuple[tuple[Callable[[MountSpec], object], str], ...]] = (
     (lambda s: not s.acl, "noacl"),
     (lambda s: s.allow_other is False, "noallow_other"),
+    (lambda s: s.transport != "auto", "transport="),
+    (lambda s: s.passthrough, "passthrough"),
+)
+_DEVFUSE_ONLY: Final[tuple[tuple[Callable[[MountSpec], object], str], ...]] = (
+    (lambda s: s.writeback == "on", "writeback=on"),
+    (lambda s: s.passthrough, "passthrough"),
 )
 _NEITHER: Final[tuple[tuple[Callable[[MountSpec], object], str], ...]] = (
     (lambda s: s.uidmapping, "uidmapping="),
@@ -510,6 +538,7 @@ def unsupported(spec: MountSpec, backend: Backend) -> list[str]:
             "merge some of them or use the fuse backend"
         )
     found += _unsupported_limits(spec, backend)
+    found += _unsupported_transport(spec) if backend == "fuse" else []
     found += [
         f"the {backend} backend does not support {name}: leave it out or use the {other} backend"
         for applies, name in table
@@ -532,6 +561,19 @@ def _unsupported_limits(spec: MountSpec, backend: Backend) -> list[str]:
     if spec.upper is None:
         return [f"{' and '.join(names)} limits the upper directory: add upperdir= and workdir="]
     return []
+
+
+def _unsupported_transport(spec: MountSpec) -> list[str]:
+    refusal = transports.refusal(spec.transport)
+    if refusal is not None:
+        return [refusal]
+    if transports.chosen(spec.transport) == "devfuse":
+        return [_HELD_AND_PASSED] if spec.passthrough and spec.writeback == "on" else []
+    return [
+        f"the transport pyfuse3 does not support {name}: leave it out or use transport=devfuse"
+        for applies, name in _DEVFUSE_ONLY
+        if applies(spec)
+    ]
 
 
 def refuse_unsupported(spec: MountSpec, backend: Backend) -> None:

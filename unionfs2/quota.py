@@ -44,6 +44,7 @@ BLOCK: Final = 4096
 #: reserves more (XFS_CREATE_SPACE_RES), ext4 nothing.
 NAME_RESERVE: Final = 2 * BLOCK
 
+_FALLOC_FL_KEEP_SIZE: Final = 1
 _SECTOR: Final = 512  # unit of st_blocks
 _S_IFMT: Final = 0o170000
 # A symlink shorter than this is kept in the inode by every file system in use (ext4: 60).
@@ -419,6 +420,20 @@ class Account:
                 else:
                     self.settle(os.fstat(fd), taken)
             return done
+
+    def allocate(self, fd: int, mode: int, offset: int, length: int) -> None:
+        """fallocate(2): the blocks that a file may be charged for have to be free before.
+
+        Those beyond its size are not charged, so with FALLOC_FL_KEEP_SIZE nothing is needed.
+        """
+        end = self.size if mode & _FALLOC_FL_KEEP_SIZE else max(self.size, offset + length)
+        with self.lock:
+            need = max(0, round_up(end) - self.booked)
+            self._ledger.take(need)
+            try:
+                sc.fallocate(fd, mode, offset, length)
+            finally:
+                self.settle(os.fstat(fd), need)
 
     def _write_part(
         self,

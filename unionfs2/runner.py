@@ -8,23 +8,16 @@ all others go on.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import TypeVar
 
 import trio
 
+from . import longwork
 from .nodes import Node
 from .union import UnionFS
 
 T = TypeVar("T")
-
-# Copies up to this size without fsync are cheaper inline than a thread switch.
-_INLINE_COPY = 64 << 10
-# Reads up to this size may wait for an idle disk inline.
-_INLINE_READ = 128 << 10
-# Writes from this size on overlap with other requests in a thread.
-_THREAD_WRITE = 256 << 10
 
 
 class Runner:
@@ -55,7 +48,9 @@ class Runner:
         A small one does, when no disk is being written to: one access takes about as long as
         handing it to a thread and back, and a large file is read ahead anyway.
         """
-        return size <= _INLINE_READ and not self._copying and not self._writers.borrowed_tokens
+        return (
+            size <= longwork.INLINE_READ and not self._copying and not self._writers.borrowed_tokens
+        )
 
     def is_copying(self, node: Node | None) -> bool:
         """Whether somebody has to wait for *node*; cheap, for the common case."""
@@ -80,7 +75,7 @@ class Runner:
             return
         self._copying[node] = event = trio.Event()
         try:
-            if self._is_short(job.size):
+            if longwork.copy_is_short(job.size, volatile=self._fs.stack.policy.volatile):
                 job.run()
             else:
                 await self.thread(job.run)
@@ -90,22 +85,6 @@ class Runner:
             del self._copying[node]
             event.set()
 
-    def _is_short(self, size: int) -> bool:
-        return size <= _INLINE_COPY and self._fs.stack.policy.volatile
-
     def write_blocks(self, size: int, *, sync: bool) -> bool:
         """Whether a write should leave the loop: large, synchronous, or the disk is busy."""
-        return sync or size >= _THREAD_WRITE or bool(self._copying)
-
-
-def read_cached(fd: int, buffer: bytearray, offset: int, size: int) -> memoryview | None:
-    """What the page cache holds, without waiting; None when the disk has to be asked.
-
-    A result shorter than *size* ends the file or the cached part; the caller tells which.
-    """
-    view = memoryview(buffer)[:size]
-    try:
-        done = os.preadv(fd, (view,), offset, os.RWF_NOWAIT)
-    except BlockingIOError:
-        return None
-    return view[:done]
+        return sync or size >= longwork.THREAD_WRITE or bool(self._copying)

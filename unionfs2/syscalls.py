@@ -166,6 +166,22 @@ def attributes_at(name: bytes, dir_fd: int) -> int:
     return int(buf.attributes & buf.attributes_mask)
 
 
+#: What statx(2) answers without being asked for more, and the time of birth.
+STATX_BASIC_STATS: Final = 0x7FF
+STATX_BTIME: Final = 0x800
+
+
+def birth_ns(name: bytes, dir_fd: int) -> int | None:
+    """When *name* (*dir_fd* itself when empty) was made, in ns; None where nobody knows."""
+    buf = _Statx()
+    flags = AT_SYMLINK_NOFOLLOW if name else AT_EMPTY_PATH
+    if _libc.statx(dir_fd, name, flags, STATX_BTIME, ctypes.byref(buf)) < 0:
+        raise _raise(name)
+    if not buf.mask & STATX_BTIME:
+        return None
+    return int(buf.times[1].sec) * 1_000_000_000 + int(buf.times[1].nsec)
+
+
 def mount_id(fd: int) -> int:
     """Mount id of *fd* (statx STATX_MNT_ID, Linux 5.8); 0 when unknown."""
     buf = _Statx()
@@ -544,6 +560,20 @@ def set_inode_flags(fd: int, flags: int) -> None:
     fcntl.ioctl(fd, _FS_IOC_SETFLAGS, struct.pack("=Q", flags))
 
 
+_fallocate = _libc.fallocate
+
+
+def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
+    """Allocate, punch, ... (fallocate(2)); os.posix_fallocate() has no modes and may write."""
+    if _fallocate(fd, mode, ctypes.c_int64(offset), ctypes.c_int64(length)) < 0:
+        raise _raise()
+
+
+def set_file_attributes(fd: int, command: int, value: bytes) -> None:
+    """FS_IOC_SETFLAGS or FS_IOC_FSSETXATTR with the bytes of its argument."""
+    fcntl.ioctl(fd, command, value.ljust(8, b"\0"))
+
+
 def clone_data(src: int, dst: int) -> bool:
     """Share all extents of *src* with *dst* (FICLONE); False where the file system cannot."""
     try:
@@ -595,6 +625,8 @@ MUTATORS: Final = (
     "set_inode_flags",
     "clone_data",
     "copy_range",
+    "fallocate",
+    "set_file_attributes",
 )
 
 
@@ -635,6 +667,17 @@ def keep_capabilities() -> bool:
     if bits < 0:
         return False
     return bool(_libc.prctl(_PR_SET_SECUREBITS, bits | _SECBIT_NO_SETUID_FIXUP, 0, 0, 0) == 0)
+
+
+_CLONE_FS: Final = 0x200
+
+
+def unshare_fs_state() -> None:
+    """Give the calling thread an umask (and a current directory) of its own (unshare(2)).
+
+    Without it, two mounts served by threads of one process would create with each other's umask.
+    """
+    _libc.unshare(_CLONE_FS)
 
 
 def set_fs_ids(uid: int, gid: int) -> None:

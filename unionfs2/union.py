@@ -17,7 +17,7 @@ import errno
 import os
 import stat
 
-from . import attrs, copyup, files, merge, opening
+from . import attrs, copyup, files, merge, opening, protect
 from . import rename as renaming
 from .closing import Closing
 from .copyup import CopyJob
@@ -169,7 +169,7 @@ class UnionFS(Closing):
         self,
         node: Node,
         new: SetAttr,
-        handle: FileHandle | None = None,
+        handle: attrs.Resizable | None = None,
         caller: Caller | None = None,
     ) -> os.stat_result:
         attrs.set_attributes(self.stack, node, new, handle, caller)
@@ -220,13 +220,15 @@ class UnionFS(Closing):
 
     # --- files -------------------------------------------------------------------------------
 
-    def begin_copy_up(self, node: Node, limit: int | None = None) -> CopyJob | None:
+    def begin_copy_up(
+        self, node: Node, limit: int | None = None, *, nameless: bool = False
+    ) -> CopyJob | None:
         """Start bringing a non-directory up; a job is left only for data to be copied.
 
         The caller runs job.run() anywhere, then job.publish() and job.close() here. *limit*:
-        bytes wanted at most.
+        bytes wanted at most. *nameless*: see copyup.prepare().
         """
-        return copyup.prepare(self.stack, node, limit=limit)
+        return copyup.prepare(self.stack, node, limit=limit, nameless=nameless)
 
     def check_open(self, node: Node, flags: int) -> None:
         """What an open would be refused for before anything is copied up."""
@@ -245,6 +247,45 @@ class UnionFS(Closing):
         handle = files.adopt(self.stack, node, fd, flags)
         self.files[handle.fd] = handle
         return handle, st
+
+    def create_nameless(
+        self, parent: Dir, mode: int, flags: int, caller: Caller
+    ) -> tuple[FileHandle, os.stat_result]:
+        """A new regular file without a name (O_TMPFILE), open."""
+        node, st, fd = self.make_nameless(parent, mode, files.passed_flags(flags), caller)
+        handle = files.adopt(self.stack, node, fd, flags)
+        self.files[handle.fd] = handle
+        return handle, st
+
+    def make_file(
+        self, parent: Dir, name: bytes, mode: int, flags: int, caller: Caller
+    ) -> tuple[Node, os.stat_result, int]:
+        """A new regular file and a descriptor of it, for doors without handles."""
+        return self._creator.create(parent, name, mode, flags, caller)
+
+    def make_nameless(
+        self, parent: Dir, mode: int, flags: int, caller: Caller
+    ) -> tuple[Node, os.stat_result, int]:
+        """Like make_file(), without a name (O_TMPFILE)."""
+        return self._creator.tmpfile(parent, mode, flags, caller)
+
+    def check_write(self, node: Node, *, append: bool) -> None:
+        """What a write would be refused for: EROFS, EPERM for protected files."""
+        _ = self.stack.w
+        protect.check_write(self.stack, node, append=append)
+
+    def kill_suid_sgid(self, node: Node, caller: Caller) -> None:
+        """Clear suid and sgid as the kernel asks with a change of data."""
+        files.kill_suid_sgid(self.stack, node, caller)
+
+    def drop_privileges(self, node: Node, caller: Caller) -> None:
+        """The same, where the kernel does not say whether *caller* may keep them."""
+        files.drop_privileges(self.stack, node, caller)
+
+    @staticmethod
+    def fallocate(handle: FileHandle, mode: int, offset: int, length: int) -> None:
+        """Allocate or punch in an open file (fallocate(2))."""
+        files.fallocate(handle, mode, offset, length)
 
     def file(self, handle_id: int) -> FileHandle:
         handle = self.files.get(handle_id)

@@ -555,12 +555,12 @@ def test_changes_of_many_files(driver: Driver, backend: Choice) -> None:
 
 
 def test_both_backends_leave_the_same_layer(
-    driver: Driver, base: LayerId, backend: Choice, other: Choice
+    driver: Driver, base: LayerId, opener: Opener, backend: Choice, other: Choice
 ) -> None:
     streams = {}
     for chosen in (backend, other):
         driver.create(f"by-{chosen}", base, writable=True)
-        with driver.mounted(f"by-{chosen}", backend=chosen) as root:
+        with opener(backend=chosen).mounted(f"by-{chosen}") as root:
             (root / "gone").unlink()
             (root / "file").chmod(0o600)
             (root / "replaced" / "a").unlink()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.conftest import Opener
+from tests.contract.conftest import Opener, by_fuse
 from tests.support import probe
 from tests.support.tree import build
 from unionfs2 import mountcalls
@@ -258,7 +258,7 @@ def test_a_limit(driver: Driver, backend: Choice) -> None:
             (root / "big").unlink()
 
 
-@pytest.mark.parametrize("backend", ["fuse"], indirect=True)
+@by_fuse
 def test_a_limited_base_layer(driver: Driver) -> None:
     driver.create("box", writable=True, options={"size": "1M"})
     with driver.mounted("box") as root:
@@ -269,7 +269,7 @@ def test_a_limited_base_layer(driver: Driver) -> None:
         driver.get("box", backend="native")
 
 
-@pytest.mark.parametrize("backend", ["fuse"], indirect=True)
+@by_fuse
 def test_the_default_limit_of_a_store(opener: Opener) -> None:
     driver = opener(options=["overlay2.size=1M"])
     driver.create("base")

@@ -16,8 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.conftest import Opener
+from tests.contract.conftest import Opener, by_fuse
 from tests.support import probe
+from tests.support.transports import NATIVE, assert_served_by
 from tests.support.tree import build, differences, snapshot
 from unionfs2 import mountcalls, mounts, references
 from unionfs2.backends import Choice
@@ -54,6 +55,11 @@ def _count(driver: Driver, layer: str) -> int:
 
 
 # --- the tree ------------------------------------------------------------------------------------
+
+
+def test_it_is_served_by_what_was_asked_for(driver: Driver, box: LayerId, way: str) -> None:
+    with driver.mounted(box) as root:
+        assert_served_by(root, None if way == NATIVE else way)
 
 
 def test_what_is_written_is_there_the_next_time(driver: Driver, box: LayerId) -> None:
@@ -274,7 +280,7 @@ def _kill_server(driver: Driver, layer: str) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("backend", ["fuse"], indirect=True)
+@by_fuse
 def test_get_replaces_the_mount_of_a_dead_server(
     driver: Driver, box: LayerId, warnings_heard: list[str]
 ) -> None:
@@ -294,7 +300,7 @@ def test_get_replaces_the_mount_of_a_dead_server(
     assert _mount_of(driver, box) is None
 
 
-@pytest.mark.parametrize("backend", ["fuse"], indirect=True)
+@by_fuse
 def test_put_reports_a_dead_server_and_unmounts(driver: Driver, box: LayerId) -> None:
     driver.get(box)
     _kill_server(driver, box)
@@ -386,7 +392,7 @@ def test_another_mount_namespace(driver: Driver, box: LayerId, backend: Choice) 
 
 
 def test_what_one_backend_writes_the_other_shows(
-    driver: Driver, box: LayerId, other: Choice
+    driver: Driver, box: LayerId, opener: Opener, other: Choice
 ) -> None:
     with driver.mounted(box) as root:
         (root / "file").unlink()
@@ -396,7 +402,7 @@ def test_what_one_backend_writes_the_other_shows(
         (root / "dir" / "new").chmod(0o4711)
         os.setxattr(root / "to", "user.k", b"v")
         here = snapshot(root)
-    with driver.mounted(box, backend=other) as root:
+    with opener(backend=other).mounted(box) as root:
         assert differences(here, snapshot(root)) == []
         (root / "to" / "z").touch()
     with driver.mounted(box) as root:

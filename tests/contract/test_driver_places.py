@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.conftest import Opener
+from tests.contract.conftest import Opener, by_fuse
 from tests.support import fusedev, places, probe
 from tests.support.tree import Tree, Whiteout, build
 from unionfs2 import mountcalls
@@ -103,8 +103,8 @@ def test_what_docker_has_mounted_is_in_use(docker_home: Path, opener: Opener) ->
 _LIFE = """
 import os, sys
 from unionfs2 import Driver
-backend = sys.argv[2]
-with Driver.open(sys.argv[1], backend=backend) as driver:
+backend, *options = sys.argv[2:]
+with Driver.open(sys.argv[1], backend=backend, options=options) as driver:
     base = driver.create("base")
     root = driver.get(base)
     (root / "file").write_text("x")
@@ -145,23 +145,26 @@ def open_place() -> Iterator[Path]:
         yield place
 
 
-def _live(prefix: list[str], place: Path, backend: Choice) -> str:
-    command = [*prefix, sys.executable, "-c", _LIFE, str(place / "store"), str(backend)]
+def _live(prefix: list[str], place: Path, backend: Choice, options: list[str]) -> str:
+    command = [*prefix, sys.executable, "-c", _LIFE, str(place / "store"), backend, *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.stderr == ""
     return done.stdout
 
 
 @pytest.mark.needs("userns-overlay")
-def test_root_of_a_user_namespace(open_place: Path, backend: Choice) -> None:
+def test_root_of_a_user_namespace(
+    open_place: Path, backend: Choice, store_options: list[str]
+) -> None:
     prefix = ["unshare", "--user", "--map-root-user", "--mount"]
-    assert _live(prefix, open_place, backend) == _LIVED
+    assert _live(prefix, open_place, backend, store_options) == _LIVED
 
 
 @pytest.mark.needs("private-fuse")
-def test_an_ordinary_user(open_place: Path) -> None:
+@by_fuse
+def test_an_ordinary_user(open_place: Path, store_options: list[str]) -> None:
     prefix = fusedev.as_user([], uid=65534, gid=65534)
-    assert _live(prefix, open_place, "fuse") == _LIVED
+    assert _live(prefix, open_place, "fuse", store_options) == _LIVED
 
 
 # --- a store that cannot be written --------------------------------------------------------------
@@ -204,8 +207,8 @@ def test_a_read_only_store_can_be_looked_at(
 _WORK = """
 import sys
 from unionfs2 import Driver
-home, backend, me = sys.argv[1:]
-with Driver.open(home, backend=backend) as driver:
+home, backend, me, *options = sys.argv[1:]
+with Driver.open(home, backend=backend, options=options) as driver:
     for turn in range(int(sys.stdin.readline())):
         own = driver.create(f"own-{me}-{turn}", "base", writable=True)
         with driver.mounted("shared") as root:
@@ -216,13 +219,16 @@ with Driver.open(home, backend=backend) as driver:
 """
 
 
-def test_processes_that_share_a_store(driver: Driver, backend: Choice) -> None:
+def test_processes_that_share_a_store(
+    driver: Driver, backend: Choice, store_options: list[str]
+) -> None:
     driver.create("base")
     driver.create("shared", "base", writable=True)
     turns = 10 if backend == "native" else 2
+    command = [sys.executable, "-c", _WORK, os.fsdecode(driver.store.home), backend]
     workers = [
         subprocess.Popen(
-            [sys.executable, "-c", _WORK, os.fsdecode(driver.store.home), str(backend), str(n)],
+            [*command, str(n), *store_options],
             stdin=subprocess.PIPE,
             text=True,
         )

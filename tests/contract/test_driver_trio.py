@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.contract.conftest import Opener
+from tests.contract.conftest import Opener, by_kernel
 from tests.contract.test_driver_diffs import digest_of, tar_of
 from unionfs2 import AsyncDriver, Driver, references
 from unionfs2.backends import Choice
@@ -99,7 +99,7 @@ class _Kept(trio.abc.SendStream):
         await trio.lowlevel.checkpoint()
 
 
-@pytest.mark.parametrize("backend", ["native"], indirect=True)
+@by_kernel
 def test_streams_of_trio(driver: Driver) -> None:
     stream = tar_of(("file", b"x" * 1000))
 

@@ -1,11 +1,12 @@
 """What every Mounter promises, whichever way it mounts.
 
-Parameters are the two backends, and the kernel's overlay by each of its interfaces.
+Parameters are the transports of FUSE, and the kernel's overlay by each of its interfaces.
 """
 
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import stat
 import subprocess
@@ -17,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import probe
+from tests.support.transports import TRANSPORTS
 from unionfs2 import mountcalls, mounts
 from unionfs2.errors import (
     BusyError,
@@ -28,14 +30,28 @@ from unionfs2.errors import (
 )
 from unionfs2.fuse_mount import FuseMounter
 from unionfs2.layercheck import check_layers
-from unionfs2.mounter import Mounter
+from unionfs2.mounter import Mounted, Mounter
 from unionfs2.native_overlay import NativeMounter, legacy_data
 from unionfs2.options import MountSpec
 
 pytestmark = pytest.mark.needs("root")
 
+
+class _FuseMounterOf(FuseMounter):
+    """Mounts with one of the transports, and makes sure that it is the one that serves."""
+
+    def __init__(self, transport: str) -> None:
+        super().__init__()
+        self.transport = transport
+
+    def mount(self, spec: MountSpec, target: bytes) -> Mounted:
+        done = super().mount(replace(spec, transport=self.transport), target)
+        assert done.transport == self.transport
+        return done
+
+
 MAKERS: dict[str, Callable[[], Mounter]] = {
-    "fuse": FuseMounter,
+    **{name: functools.partial(_FuseMounterOf, name) for name in TRANSPORTS},
     "native-fd": lambda: NativeMounter(("fd",)),
     "native-string": lambda: NativeMounter(("string",)),
     "native-legacy": lambda: NativeMounter(("legacy",)),
@@ -44,7 +60,7 @@ MAKERS: dict[str, Callable[[], Mounter]] = {
 
 @pytest.fixture(params=MAKERS)
 def mounter(request: pytest.FixtureRequest, state: Path) -> Mounter:
-    probe.need("fuse" if request.param == "fuse" else "overlay")
+    probe.need("fuse" if request.param in TRANSPORTS else "overlay")
     return MAKERS[request.param]()
 
 
@@ -129,6 +145,7 @@ def test_it_is_listed_while_it_lives(mounter: Mounter, rig: Rig, state: Path) ->
     mounter.mount(rig.spec, rig.target)
     (found,) = [status for status in mounts.list_mounts() if status.target == rig.target]
     assert found.backend == mounter.name
+    assert found.transport == getattr(mounter, "transport", None)
     assert found.since is not None
     assert f"upperdir={rig.root}/u" in found.options
     mounter.unmount(rig.target)

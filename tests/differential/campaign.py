@@ -28,7 +28,8 @@ _SHOWN: Final = 25
 class Plan(NamedTuple):
     """What a campaign runs. *seeds* are used in order until *seconds* are over (0: no limit)."""
 
-    side: Callable[[], Side]
+    side: Callable[[str], Side]
+    transport: str
     dialect: Dialect
     seeds: range
     op_count: int
@@ -111,7 +112,7 @@ def machine_for(plan: Plan) -> Iterator[Machine]:
     """A machine with an arena of its own."""
     with (
         arena.arena(plan.arena) as place,
-        Machine(KernelSide(), plan.side(), place) as machine,
+        Machine(KernelSide(), plan.side(plan.transport), place) as machine,
     ):
         yield machine
 

@@ -104,7 +104,7 @@ _PATHS: Final = {
             *("mkdir", "mknod", "unlink", "rmdir", "truncate", "chmod", "chown", "lchown"),
             *("utimens", "setxattr", "getxattr", "listxattr", "removexattr", "readlink", "stat"),
             *("lstat", "access", "statfs", "readdir", "readdir_seek", "readdir_unlink", "rmtree"),
-            *("cat", "chdir", "exec", "spawn"),
+            *("cat", "chdir", "exec", "spawn", "open_close", "overwrite"),
         ),
         (0,),
     ),
@@ -627,6 +627,147 @@ def _sparse() -> Iterator[Case]:
         yield scene.case()
 
 
+#: What comes after an open for writing, until the file is closed.
+_AFTER_OPEN: Final[dict[str, tuple[tuple[str, tuple[Arg, ...]], ...]]] = {
+    "nothing": (),
+    "fstat": (("fstat", (0,)),),
+    "empty write": (("write", (0, (b"", 0))),),
+    "seek": (("lseek", (0, 3, 0)),),
+    "sync": (("fsync", (0,)),),
+    "write": (("write", (0, (b"new", 1))),),
+    "truncate": (("ftruncate", (0, 2)),),
+    "chmod": (("fchmod", (0, 0o600)),),
+    "times": (("futimens", (0, _OLD, _OLD + 1)),),
+    "attribute": (("fsetxattr", (0, b"user.k", (b"v", 1), 0)),),
+    "second": (("open", (1, b"p/q/x", os.O_RDWR, 0)), ("pwrite", (1, (b"2", 1), 5))),
+    "reader": (("open", (1, b"p/q/x", os.O_RDONLY, 0)), ("pread", (1, 100, 0))),
+    "unlink": (("unlink", (b"p/q/x",)),),  # its link count is that of the lower until it is written
+    "unlink and write": (("unlink", (b"p/q/x",)), ("write", (0, (b"w", 9))), ("fstat", (0,))),
+    "replace": (
+        ("unlink", (b"p/q/x",)),
+        ("open", (1, b"p/q/x", 0o102, 0o644)),
+        ("write", (0, (b"old", 1))),
+        ("write", (1, (b"new", 2))),
+    ),
+    "rename": (("rename", (b"p/q/x", b"p/y", 0)), ("write", (0, (b"w", 1)))),
+    "link": (("link", (b"p/q/x", b"p/y", 0)), ("write", (0, (b"w", 1)))),
+}
+
+
+def _opens_for_writing() -> Iterator[Case]:
+    """What an open for writing does by itself: the worker does not help here."""
+    ability = ((pieces.CAPABILITY, pieces.capability(1 << 10)), (b"user.there", b"v"))
+    for parent in ("merged", "lower", "opaque"):
+        for caller in ("root", "user"):
+            for flags in (os.O_WRONLY, os.O_RDWR, os.O_RDWR | os.O_APPEND):
+                for label, calls in _AFTER_OPEN.items():
+                    name = f"opened-{parent}-{caller}-{flags}-{label.replace(' ', '-')}"
+                    scene = Scene(name, caller)
+                    scene.do("unaided", "copy-up-at-first-write", by="root")
+                    _place_parent(scene, b"p", parent)
+                    place = scene.up if parent == "opaque" else scene.low
+                    place(b"p/q", "dir", mode=0o2777, gid=2000)
+                    place(b"p/q/x", mode=0o4766, uid=1000, gid=1000, xattrs=ability)
+                    scene.do("open", 0, b"p/q/x", flags, 0)
+                    for call, args in calls:
+                        scene.do(call, *args)
+                    scene.do("close", 0).do("lstat", b"p/q/x").do("readdir", b"p/q")
+                    yield scene.case()
+    scene = Scene("opened-sparse").low(b"x", "sparse", content=(6 << 20, [(3 << 20, b"island")]))
+    scene.do("unaided", "copy-up-at-first-write", by="root")
+    scene.do("open", 0, b"x", os.O_RDWR, 0).do("close", 0).do("lstat", b"x")
+    yield scene.case()
+
+
+def _protected() -> Iterator[Case]:
+    """Immutable and append-only files, which the upper knows by a mark."""
+    for flag in (b"i", b"a", b"ia"):
+        for caller in ("root", "user"):
+            scene = Scene(f"protected-{flag.decode()}-{caller}", caller)
+            mark = ((b"trusted.overlay.protattr", flag),)
+            scene.up(b"x", uid=1000, gid=1000, xattrs=mark).low(b"other")
+            for mode in (os.O_RDONLY, os.O_WRONLY, os.O_RDWR, os.O_WRONLY | os.O_APPEND):
+                scene.do("open_close", b"x", mode).do("open_close", b"x", mode | os.O_TRUNC)
+            for mode in (os.O_WRONLY, os.O_RDWR, os.O_RDWR | os.O_APPEND):
+                scene.do("overwrite", b"x", mode, (b"w", 3)).do("cat", b"x")
+            scene.do("truncate", b"x", 0).do("chmod", b"x", 0o600).do("chown", b"x", 5, 5)
+            scene.do("utimens", b"x", _OLD, _OLD, 1)
+            scene.do("setxattr", b"x", b"user.k", (b"v", 1), 0, 1)
+            scene.do("link", b"x", b"y", 0).do("rename", b"x", b"y", 0)
+            scene.do("rename", b"other", b"x", 0).do("unlink", b"x").do("cat", b"x")
+            yield scene.case()
+
+
+def _data_calls() -> Iterator[Case]:
+    """Calls that pyfuse3 has no handler for."""
+    yield from _fallocations()
+    for label, size, parts in (
+        ("hole", 8 << 20, ()),
+        ("island", 8 << 20, ((3 << 20, b"island"),)),
+        ("none", 5000, ((0, b"x" * 5000),)),
+    ):
+        scene = Scene(f"seek-{label}").low(b"x", "sparse", content=(size, parts))
+        for flags in (os.O_RDONLY, os.O_RDWR):
+            scene.do("open", 0, b"x", flags, 0)
+            for offset in (0, 4096, 3 << 20, size - 1, size, size + 1):
+                scene.do("lseek", 0, offset, os.SEEK_DATA).do("lseek", 0, offset, os.SEEK_HOLE)
+            scene.do("lseek", 0, 0, 1)
+        yield scene.case()
+    for parent in PARENTS:
+        for caller in ("root", "user"):
+            scene = Scene(f"tmpfile-{parent}-{caller}", caller)
+            _place_parent(scene, b"p", parent)
+            scene.do("umask", 0o027).do("tmpfile", 0, b"p", os.O_RDWR, 0o666).do("umask", 0o022)
+            scene.do("fstat", 0).do("write", 0, (b"data", 3)).do("pread", 0, 100, 0)
+            scene.do("fchmod", 0, 0o640).do("fsetxattr", 0, b"user.k", (b"v", 1), 0)
+            scene.do("link_fd", 0, b"p/named", by="root").do("lstat", b"p/named").do("fstat", 0)
+            scene.do("tmpfile", 1, b"p", os.O_WRONLY | os.O_EXCL, 0o600).do("write", 1, (b"w", 1))
+            scene.do("link_fd", 1, b"p/refused", by="root").do("tmpfile", 2, b"p/named", 2, 0o600)
+            yield scene.case()
+    scene = Scene("copy-range").low(b"a", content=b"0123456789" * 1000).low(b"b", content=b"target")
+    scene.do("open", 0, b"a", os.O_RDONLY, 0).do("open", 1, b"b", os.O_RDWR, 0)
+    scene.do("copy_range", 0, 1, 5000, 100, 3).do("fstat", 1).do("pread", 1, 10_000, 0)
+    scene.do("copy_range", 0, 1, 5000, 9990, 0).do("copy_range", 0, 1, 10, 20_000, 0)
+    scene.do("copy_range", 1, 0, 10, 0, 0).do("open", 2, b"a", os.O_RDWR, 0)
+    scene.do("copy_range", 2, 2, 100, 0, 50).do("copy_range", 2, 2, 100, 0, 5000).do("cat", b"a")
+    yield scene.case()
+
+
+def _fallocations() -> Iterator[Case]:
+    ways = {"plain": 0, "keep": 1, "punch": 3, "zero": 0x10, "zero-keep": 0x11}
+    ways |= {"punch-alone": 2}
+    for where in ("low", "up"):
+        for label, mode in ways.items():
+            scene = Scene(f"allocate-{where}-{label}", "user")
+            place = scene.low if where == "low" else scene.up
+            place(b"x", mode=0o4766, uid=1000, content=b"0123456789" * 3000)
+            scene.do("open", 0, b"x", os.O_RDWR, 0)
+            for offset, length in ((4096, 8192), (5, 10), (20_000, 100_000), (0, 0), (-1, 5)):
+                scene.do("fallocate", 0, mode, offset, length).do("fstat", 0)
+            scene.do("pread", 0, 200_000, 0).do("lstat", b"x")
+            scene.do("open", 1, b"x", os.O_RDONLY, 0).do("fallocate", 1, mode, 0, 4096)
+            yield scene.case()
+
+
+def _inode_flags() -> Iterator[Case]:
+    """What chattr(1) does, and what follows from it."""
+    for kind in ("file", "dir"):
+        for where in ("low", "up"):
+            for caller in ("root", "user", "other"):
+                scene = Scene(f"flags-{kind}-{where}-{caller}", caller)
+                place = scene.low if where == "low" else scene.up
+                place(b"x", kind, uid=1000, gid=1000)
+                scene.do("open", 0, b"x", os.O_RDONLY, 0).do("getflags", 0)
+                for bits in (0x80, 0x08 | 0x40, 0x10, 0x20, 0):
+                    scene.do("setflags", 0, bits).do("getflags", 0).do("lstat", b"x")
+                    if kind == "file":
+                        scene.do("open_close", b"x", os.O_WRONLY)
+                        scene.do("overwrite", b"x", os.O_WRONLY, (b"w", 1))
+                    scene.do("chmod", b"x", 0o600 | bits & 0o77)
+                scene.do("setflags", 0, 0, by="root").do("getflags", 0)
+                yield scene.case()
+
+
 def _known_calls() -> Iterator[Case]:
     """Calls that only the kernel answers: the table of known differences has exactly these."""
     scene = Scene("known").low(b"x", "sparse", content=(1 << 20, [(0, b"x")])).low(b"d", "dir")
@@ -654,13 +795,16 @@ _FAMILIES: Final = (
     _foreign_marks,
     _denied,
     _sparse,
+    _opens_for_writing,
+    _protected,
     _known_calls,
 )
 
 
-def families() -> dict[str, tuple[Case, ...]]:
-    """All cases by family."""
-    return {family.__name__.strip("_"): tuple(family()) for family in _FAMILIES}
+def families(transport: str | None = None) -> dict[str, tuple[Case, ...]]:
+    """All cases by family; where *transport* is given, those it has handlers for."""
+    found = _FAMILIES if transport == "pyfuse3" else (*_FAMILIES, _data_calls, _inode_flags)
+    return {family.__name__.strip("_"): tuple(family()) for family in found}
 
 
 def history(name: str, cases: Sequence[Case], dialect: Dialect = pieces.TRUSTED) -> History:

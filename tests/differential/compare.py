@@ -40,9 +40,16 @@ def _text(value: object) -> str:
 
 
 def answers(
-    ops: Sequence[Op], one: Sequence[Answer], two: Sequence[Answer], excused: Counter[str]
+    ops: Sequence[Op],
+    one: Sequence[Answer],
+    two: Sequence[Answer],
+    excused: Counter[str],
+    transport: str | None,
 ) -> tuple[int, Difference] | None:
-    """First difference between the answers to a batch, with its index in the batch."""
+    """First difference between the answers to a batch, with its index in the batch.
+
+    *transport* serves the other side.
+    """
     for index, (op, left, raw) in enumerate(zip(ops, one, two, strict=True)):
         if left == raw:
             continue
@@ -50,7 +57,7 @@ def answers(
         if left == right:
             excused[known.READ_ATIME] += 1
             continue
-        row = known.excuse(op, left, right)
+        row = known.excuse(op, left, right, transport)
         if row is not None:
             excused[row.ident] += 1
             continue
@@ -193,7 +200,7 @@ def _comparable(found: Upper, *, drop_useless_impure: bool) -> dict[bytes, Store
         if isinstance(item, str)
         else item._replace(
             xattrs=_xattrs(
-                path, item, keep_impure=not drop_useless_impure or _has_origin_below(found, path)
+                path, item, keep_impure=not drop_useless_impure or has_origin_below(found, path)
             ),
             blocks=0,
         )
@@ -204,7 +211,7 @@ def _comparable(found: Upper, *, drop_useless_impure: bool) -> dict[bytes, Store
 def _xattrs(path: bytes, item: Stored, *, keep_impure: bool) -> tuple[tuple[bytes, bytes], ...]:
     kept = []
     for key, value in item.xattrs:
-        suffix = _suffix(key)
+        suffix = suffix_of(key)
         if suffix == b"impure" and not keep_impure:
             continue
         # The instance id is random: that there is one is all that can be equal.
@@ -212,14 +219,15 @@ def _xattrs(path: bytes, item: Stored, *, keep_impure: bool) -> tuple[tuple[byte
     return tuple(kept)
 
 
-def _suffix(key: bytes) -> bytes:
+def suffix_of(key: bytes) -> bytes:
+    """Which mark of the format *key* is; empty for an ordinary attribute."""
     for prefix in _PRIVATE:
         if key.startswith(prefix):
             return key[len(prefix) :]
     return b""
 
 
-def _has_origin_below(found: Upper, path: bytes) -> bool:
+def has_origin_below(found: Upper, path: bytes) -> bool:
     """Does the mark `impure` of a directory say anything? An empty origin gives no number."""
     prefix = path + b"/" if path else b""
     return any(
@@ -227,7 +235,7 @@ def _has_origin_below(found: Upper, path: bytes) -> bool:
         and child.startswith(prefix)
         and child != path
         and b"/" not in child[len(prefix) :]
-        and any(_suffix(key) == b"origin" and value for key, value in item.xattrs)
+        and any(suffix_of(key) == b"origin" and value for key, value in item.xattrs)
         for child, item in found.items()
     )
 

@@ -221,6 +221,13 @@ class RandomSource:
                 (1, lambda: ("readdir_unlink", self._dir(shallow=False))),
                 (1, lambda: ("freaddir", self._dir_slot())),
             ]
+        if self.dialect.all_calls:
+            rows += [
+                (3, self._fallocate),
+                (1, lambda: ("lseek", self._slot(), self._offset(), self._pick((3, 4)))),
+                (1, self._tmpfile),
+                (2, self._flags),
+            ]
         return [maker for _weight, maker in rows], [weight for weight, _maker in rows]
 
     def _pick(self, options: Sequence[int]) -> int:
@@ -454,9 +461,28 @@ class RandomSource:
     def _copy(self) -> tuple[Arg, ...]:
         count = self._pick((10, 5000, 200_000))
         source, target = self._slot(os.O_RDWR), self._slot(os.O_WRONLY, os.O_RDWR)
-        # The FUSE client copies by reading (known difference): set the access time it leaves.
-        self.next = [Op("root", "futimens", (source, self._exact(), "omit"))]
+        if not self.dialect.all_calls:
+            # The FUSE client copies by reading (known difference): set the access time it leaves.
+            self.next = [Op("root", "futimens", (source, self._exact(), "omit"))]
         return "copy_range", source, target, count, self._offset(), self._offset()
+
+    def _fallocate(self) -> tuple[Arg, ...]:
+        slot = self._slot(os.O_WRONLY, os.O_RDWR) if self.rng.random() < 0.9 else self._slot()
+        # Not FALLOC_FL_COLLAPSE_RANGE and INSERT_RANGE: known difference "fallocate-ranges".
+        mode = self._pick((0, 0, 1, 3, 3, 0x10, 0x11))
+        length = self._pick((1, 4096, 8192, 100_000))
+        return "fallocate", slot, mode, self._pick((0, 0, 5, 4096, 8192, 131_072)), length
+
+    def _tmpfile(self) -> tuple[Arg, ...]:
+        flags = self._pick((os.O_RDWR, os.O_RDWR, os.O_WRONLY)) | self._pick((0, 0, os.O_EXCL))
+        return "tmpfile", self.rng.randrange(_SLOTS), self._dir(), flags, self._mode()
+
+    def _flags(self) -> tuple[Arg, ...]:
+        slot = self._settable()
+        if self._bit():
+            return "getflags", slot
+        # S, d, A and none. Never i or a: see protected-open in docs/semantics.md.
+        return "setflags", slot, self._pick((0x08, 0x40, 0x80, 0))
 
     def _lock(self) -> tuple[Arg, ...]:
         if self._bit():

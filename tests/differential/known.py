@@ -1,9 +1,11 @@
 """The table of differences from the kernel that are meant, and nothing else.
 
-Each row says in docs/semantics.md ("Differences from the kernel") what the kernel does, what the
-FUSE mount does and why; a test compares the ids with that section. A row excuses exactly the calls
-its predicate accepts. Whatever has a lasting effect on one side only does not belong into random
-histories: the generator leaves those calls out, the catalogue makes them where nothing follows.
+A difference holds for one transport or for both: what pyfuse3 has no handler for is no excuse for
+devfuse. Each row says in docs/semantics.md ("Differences from the kernel") what the kernel does,
+what the FUSE mount does and why; a test compares ids and transports with that section. A row
+excuses exactly the calls its predicate accepts. Whatever has a lasting effect on one side only
+does not belong into random histories: the generator leaves those calls out, the catalogue makes
+them where nothing follows.
 """
 
 from __future__ import annotations
@@ -20,13 +22,24 @@ from tests.differential.worker import Answer
 
 Excuses = Callable[[Op, Answer, Answer], bool]
 
+#: Where a difference holds, as the document writes it behind the id.
+PYFUSE3: Final = frozenset({"pyfuse3"})
+DEVFUSE: Final = frozenset({"devfuse"})
+BOTH: Final = PYFUSE3 | DEVFUSE
+
 
 class Known(NamedTuple):
-    """One meant difference: id (anchor in the document), reason, the calls it covers."""
+    """One meant difference: id (anchor in the document), reason, the calls it covers, where."""
 
     ident: str
     reason: str
     excuses: Excuses
+    transports: frozenset[str] = BOTH
+
+
+def _never(_op: Op, _kernel: Answer, _other: Answer) -> bool:
+    """For differences that the worker or the comparison of uppers takes care of."""
+    return False
 
 
 def _refused(*names: str, ours: int) -> Excuses:
@@ -100,26 +113,36 @@ def _listed_before(op: Op, kernel: Answer, other: Answer) -> bool:
     )
 
 
+def _protected_open(op: Op, kernel: Answer, other: Answer) -> bool:
+    if op.name != "open_close" or kernel[1:] != other[1:]:
+        return False
+    return kernel[0] == errno.EPERM and other[0] == 0
+
+
 KNOWN: Final[tuple[Known, ...]] = (
     Known(
         "fallocate",
         "pyfuse3 has no handler for FUSE_FALLOCATE",
         _refused("fallocate", ours=errno.EOPNOTSUPP),
+        PYFUSE3,
     ),
     Known(
         "seek-hole",
         "pyfuse3 has no handler for FUSE_LSEEK: the kernel answers as if there were no holes",
         _holes,
+        PYFUSE3,
     ),
     Known(
         "tmpfile",
         "pyfuse3 has no handler for FUSE_TMPFILE",
         _refused("tmpfile", ours=errno.EOPNOTSUPP),
+        PYFUSE3,
     ),
     Known(
         "inode-flags",
         "pyfuse3 has no handler for FUSE_IOCTL: lsattr and chattr are not available",
         _refused("getflags", "setflags", ours=errno.ENOTTY),
+        PYFUSE3,
     ),
     Known(
         "entry-number",
@@ -133,25 +156,27 @@ KNOWN: Final[tuple[Known, ...]] = (
         " too long); ours does not, and asks whether the attribute is there before it asks for"
         " permission. The worker brings the object up on both sides after such a failure",
         _asked_first,
+        PYFUSE3,
     ),
     Known(
         "rename-not-empty",
         "asked for a rename that leaves a whiteout, ext4 changes the mtime of the source's parent"
         " before it finds the target not empty; ours finds out first. The worker sets that mtime"
         " on both sides after such a failure",
-        lambda _op, _kernel, _other: False,
+        _never,
     ),
     Known(
         "setgid-on-write",
         "a FUSE write does not tell who writes, so set-group-id without group execute survives a"
         " write by somebody outside the group. The worker clears it on both sides",
-        lambda _op, _kernel, _other: False,
+        _never,
+        PYFUSE3,
     ),
     Known(
         "suid-on-truncate-userns",
         "root of a user namespace keeps set-user-id when it truncates on the kernel's overlay; our"
         " server's own truncate clears it. The worker clears it on both sides, there only",
-        lambda _op, _kernel, _other: False,
+        _never,
     ),
     Known(
         "lost-identity",
@@ -175,6 +200,7 @@ KNOWN: Final[tuple[Known, ...]] = (
         "pyfuse3 has no handler for FUSE_COPY_FILE_RANGE: the FUSE client copies by reading, which"
         " counts as a read of the source",
         _copied_by_reading,
+        PYFUSE3,
     ),
     Known(
         "chown-nothing",
@@ -182,23 +208,53 @@ KNOWN: Final[tuple[Known, ...]] = (
         " without group execute, so the owner check of such a change does not happen",
         _chown_nothing,
     ),
+    Known(
+        "copy-up-at-first-write",
+        "devfuse is not asked about opens, so a file opened for writing is copied up by what"
+        " changes it first. The worker sets the times of such a file to what they are, on both"
+        " sides; where a history tells it not to, uppers are compared without what only the open"
+        " has brought up (opened.py)",
+        _never,
+        DEVFUSE,
+    ),
+    Known(
+        "protected-open",
+        "devfuse is not asked about opens, so an immutable or append-only file can be opened for"
+        " writing; the first write is refused. The catalogue has the kernel hold no writes back",
+        _protected_open,
+        DEVFUSE,
+    ),
 )
 
 
 #: Known differences without a row: neither the generator nor the catalogue makes these calls, but
 #: for "fifo-atime", which read_atime() knows.
-AVOIDED: Final = (
-    "mmap-old-descriptor",
-    "change-unlinked-node",
-    "mmap-write-clears",
-    "directory-read",
-    "userxattr-whiteout-listing",
-    "unmarked-whiteout-listing",
-    "fifo-atime",
-)
+AVOIDED: Final[dict[str, frozenset[str]]] = {
+    "mmap-old-descriptor": BOTH,
+    "change-unlinked-node": BOTH,
+    "mmap-write-clears": BOTH,
+    "directory-read": BOTH,
+    "userxattr-whiteout-listing": BOTH,
+    "unmarked-whiteout-listing": BOTH,
+    "fifo-atime": BOTH,
+    "touch-append-only": BOTH,
+    "fallocate-ranges": DEVFUSE,
+}
 
 #: The one known difference that is about a field, not about a call.
 READ_ATIME: Final = "read-atime"
+
+
+def table() -> dict[str, frozenset[str]]:
+    """Every known difference by id, and where it holds."""
+    return {READ_ATIME: BOTH, **AVOIDED, **{row.ident: row.transports for row in KNOWN}}
+
+
+def idents(transport: str | None) -> frozenset[str]:
+    """What is known of *transport*; everything when it is not one of ours."""
+    return frozenset(
+        ident for ident, where in table().items() if transport is None or transport in where
+    )
 
 
 def read_atime(kernel: Look, other: Look) -> Look:
@@ -231,9 +287,9 @@ def _touched_atime(kernel: Look | int | None, other: Look | int) -> Look | int:
     return other
 
 
-def excuse(op: Op, kernel: Answer, other: Answer) -> Known | None:
-    """The row that covers a difference in one answer, None when nothing does."""
+def excuse(op: Op, kernel: Answer, other: Answer, transport: str | None) -> Known | None:
+    """The row that covers a difference in one answer on *transport*, None when nothing does."""
     for row in KNOWN:
-        if row.excuses(op, kernel, other):
+        if transport in row.transports and row.excuses(op, kernel, other):
             return row
     return None

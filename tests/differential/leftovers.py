@@ -41,22 +41,30 @@ def upper(root: bytes) -> Upper:
 
 def _read(root: bytes, path: bytes, found: Upper, names: dict[int, bytes]) -> None:
     where = os.path.join(root, path) if path else root
+    item = found[path] = stored(where)
+    if isinstance(item, str):
+        return
+    if not stat.S_ISDIR(item.look.kind):
+        number = os.stat(where, follow_symlinks=False).st_ino
+        found[path] = item._replace(first_name=names.setdefault(number, path))
+    else:
+        for name in names_quietly(where):
+            _read(root, path + b"/" + name if path else name, found, names)
+
+
+def stored(where: bytes) -> Stored | str:
+    """One object as it is on disk, without the names it has."""
     st = os.stat(where, follow_symlinks=False)
     if stat.S_ISCHR(st.st_mode) and st.st_rdev == 0:
-        found[path] = WHITEOUT
-        return
-    is_dir = stat.S_ISDIR(st.st_mode)
-    found[path] = Stored(
+        return WHITEOUT
+    return Stored(
         look(st, frozenset()),
         _content(where, st),
         _xattrs(where),
         _flags(where, st),
-        b"" if is_dir else names.setdefault(st.st_ino, path),
+        b"",
         st.st_blocks,
     )
-    if is_dir:
-        for name in names_quietly(where):
-            _read(root, path + b"/" + name if path else name, found, names)
 
 
 def _content(where: bytes, st: os.stat_result) -> bytes | None:

@@ -14,15 +14,18 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Protocol
 
-from tests.differential import arena, compare, leftovers, objects
+from tests.differential import arena, compare, known, leftovers, objects, opened
 from tests.differential.compare import Difference
 from tests.differential.courier import Courier, WorkerDiedError, WorkerHangsError
+from tests.differential.leftovers import Upper
 from tests.differential.looks import View
 from tests.differential.script import History, Op
 from tests.differential.sides import MountError, Side, Stack
 from tests.differential.worker import Answer
 
 _BATCH: Final = 24
+
+_UNAIDED: Final = Op("root", "unaided", (opened.IDENT,))
 
 #: Calls which list directories through the mount, so that `impure` may go (9.3).
 _LISTS: Final = frozenset({"readdir", "readdir_seek", "readdir_unlink", "freaddir", "rmtree"})
@@ -188,8 +191,14 @@ class _Job:
         self.source = source
         self.made: list[list[Op]] = [[] for _phase in history.phases]
         self.excused: Counter[str] = Counter()
+        self.transport = machine.sides[1].transport
         self.listed = False
         self.swapped = False
+        # Known difference "copy-up-at-first-write", once the worker has been told not to help:
+        # what the kernel alone has brought up, and what of it the other side was given since.
+        self.opens_unaided = False
+        self.opened: frozenset[bytes] = frozenset()
+        self.brought_up: frozenset[bytes] = frozenset()
 
     def play(self, home: bytes) -> list[Difference]:
         bench = self._prepare(home)
@@ -204,6 +213,7 @@ class _Job:
             self._unmount(bench)
             found += self._stop_if(self._uppers(bench, listed=True))
             self.swapped = not self.swapped
+            self.brought_up |= self.opened
             self._mount(bench)
             self._swapped_views(before)
             self._unmount(bench)
@@ -257,7 +267,8 @@ class _Job:
                 failed[index] = str(exc)
         if any(failed):
             raise _Stop(Difference("mount", "mounting", failed[0] or "done", failed[1] or "done"))
-        self.machine.both("begin", targets, [bench.lower_inos] * 2)
+        helps = known.idents(self.transport)
+        self.machine.both("begin", targets, [bench.lower_inos] * 2, [helps] * 2)
 
     def _unmount(self, bench: _Bench) -> None:
         self.machine.both("end")
@@ -278,6 +289,7 @@ class _Job:
     def _calls(self, phase: int) -> None:
         while ops := list(self.source.batch(phase)):
             self.listed = self.listed or any(op.name in _LISTS for op in ops)
+            self.opens_unaided = self.opens_unaided or _UNAIDED in ops
             start = len(self.made[phase])
             self.made[phase] += ops
             rewrite = self.machine.rewrite
@@ -288,7 +300,10 @@ class _Job:
                 raise _Stop(
                     *(d._replace(op_index=start + d.op_index) for d in stop.differences)
                 ) from None
-            found = compare.answers(ops, one, two, self.excused)
+            if self.opens_unaided:
+                one = [opened.answer_without_links(answer) for answer in one]
+                two = [opened.answer_without_links(answer) for answer in two]
+            found = compare.answers(ops, one, two, self.excused, self.transport)
             if found is not None:
                 index, difference = found
                 del self.made[phase][start + index + 1 :]
@@ -297,9 +312,11 @@ class _Job:
 
     def _views(self, kind: str) -> View:
         one, two = self.machine.both("view")
-        if kind == "swap":
-            # Each side now shows what the other side noted of reads: see known.read_atime().
+        if kind == "swap" or self.opens_unaided:
+            # A side may show what the other side noted of reads: see known.read_atime().
             one, two = compare.without_atime(one), compare.without_atime(two)
+        if self.opens_unaided:
+            one, two = opened.view_without_links(one), opened.view_without_links(two)
         if "userxattr" in self.history.options:
             # Known difference "lost-identity".
             one, two = compare.without_identity(one), compare.without_identity(two)
@@ -321,7 +338,20 @@ class _Job:
         one, two = (
             leftovers.upper(os.path.join(self._home(bench, index), b"upper")) for index in (0, 1)
         )
+        if self.opens_unaided:
+            one, two = self._without_opens(bench, one, two)
         return compare.uppers(one, two, listed=listed) + compare.blocks(one, two)
+
+    def _without_opens(self, bench: _Bench, one: Upper, two: Upper) -> tuple[Upper, Upper]:
+        """Both uppers without what only an open has brought up, in the kernel's.
+
+        The other side has such things of the phase before, whose upper was the kernel's.
+        """
+        mine = opened.untouched(one, two, bench.lowers)
+        its = opened.untouched(two, one, bench.lowers) & self.brought_up
+        self.excused[opened.IDENT] += len(mine | its)
+        self.opened |= mine
+        return opened.without(one, mine), opened.without(two, its)
 
 
 def _plain(ops: Sequence[Op]) -> list[tuple[object, ...]]:

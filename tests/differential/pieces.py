@@ -60,6 +60,11 @@ class Dialect(NamedTuple):
     trusted: bool = True
     links: bool = True
     marked_directories: bool = True
+    all_calls: bool = False  # also those that pyfuse3 has no handler for
+
+    def on(self, transport: str) -> Dialect:
+        """This dialect where *transport* serves the FUSE side."""
+        return self._replace(all_calls=transport != "pyfuse3")
 
 
 TRUSTED: Final = Dialect()

@@ -1,9 +1,10 @@
-"""Our FUSE mounts without the start-up time of an interpreter: ``python -m ...server``.
+"""Our FUSE mounts without the start-up time of an interpreter: ``python -m ...server TRANSPORT``.
 
 The process imports everything once and forks one server per mount (pyfuse3 allows one session per
 process). Requests are pickled tuples on standard input, answers on standard output:
-``("mount", option text, target)`` answers None or the reason of the failure, ``("wait", seconds)``
-answers the exit status of the server or None when it still runs, ``("kill",)`` ends it.
+``("mount", option text, target)`` answers the transport that serves and None, or None and the
+reason of the failure, ``("wait", seconds)`` answers the exit status of the server or None when it
+still runs, ``("kill",)`` ends it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from tests.support.held import Held, cost, held
-from unionfs2 import attach, fs_ops
+from unionfs2 import attach, transports
+from unionfs2.cli.server import load_serve, transport_of
 from unionfs2.options import MountSpec, parse_options
 from unionfs2.union import UnionFS
 
@@ -30,8 +32,8 @@ class _Servers:
     def __init__(self) -> None:
         self.pid = 0
 
-    def mount(self, options: bytes, target: bytes) -> str | None:
-        """Fork a server; the reason when it ends before it is ready."""
+    def mount(self, options: bytes, target: bytes) -> tuple[str | None, str | None]:
+        """Fork a server; its transport, or the reason when it ends before it is ready."""
         ready_end, tell_end = os.pipe()
         self.pid = os.fork()
         if self.pid == 0:
@@ -42,7 +44,8 @@ class _Servers:
             word = os.read(ready_end, 4096)
         finally:
             os.close(ready_end)
-        return None if word == b"ready" else word.decode(errors="replace") or "it died"
+        kind, _, text = word.decode(errors="replace").partition(" ")
+        return (text, None) if kind == "ready" else (None, text or "it died")
 
     def wait(self, seconds: float) -> int | None:
         """Exit status, None when the server still runs after *seconds*."""
@@ -78,7 +81,7 @@ def _child(options: bytes, target: bytes, tell_end: int) -> None:
     except BaseException as exc:  # noqa: BLE001 - the last frame of a process
         traceback.print_exc()
         try:
-            os.write(tell_end, f"{type(exc).__name__}: {exc}".encode())
+            os.write(tell_end, f"failed {type(exc).__name__}: {exc}".encode())
         except OSError:
             pass  # it has been ready, and nobody listens any more
     finally:
@@ -87,14 +90,16 @@ def _child(options: bytes, target: bytes, tell_end: int) -> None:
 
 def _serve(options: bytes, target: bytes, tell_end: int) -> None:
     spec = parse_options(options).spec
+    serve = load_serve(transports.chosen(spec.transport))
     with UnionFS.open(spec) as fs:
         fuse_fd = attach.attach(spec, target)
 
         def ready() -> None:
-            os.write(tell_end, b"ready")
+            os.write(tell_end, f"ready {transport_of(serve)}".encode())
             os.close(tell_end)
 
-        fs_ops.serve(fs, fuse_fd, mountpoint=os.fsdecode(target), spec=spec, ready=ready)
+        place = os.fsdecode(target)
+        serve(fs, fuse_fd, mountpoint=place, spec=spec, ready=ready, unmount=None, debug=False)
         _check_count(fs, spec)
 
 
@@ -129,4 +134,6 @@ def _loop(source: BinaryIO, sink: BinaryIO) -> None:
 
 if __name__ == "__main__":
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING)
+    for name in sys.argv[1:]:
+        load_serve(transports.chosen(name))
     _loop(sys.stdin.buffer, sys.stdout.buffer)

@@ -37,6 +37,7 @@ class Side(Protocol):
     """One implementation of the union. A side serves one mount at a time."""
 
     name: str
+    transport: str | None  # of our own FUSE mount; None for everything else
 
     def mount(self, stack: Stack) -> None:
         """Mount and return when the mount answers. MountError."""
@@ -111,6 +112,8 @@ def force_unmount(target: bytes) -> None:
 class KernelSide:
     """The kernel's own overlay, the reference."""
 
+    transport: str | None = None
+
     def __init__(self, name: str = "kernel") -> None:
         self.name = name
         self._target = b""
@@ -155,8 +158,16 @@ class CommandSide:
     ``@options`` and ``@target`` are replaced.
     """
 
-    def __init__(self, name: str, command: list[str], *, start_limit_s: float = 20.0) -> None:
+    def __init__(
+        self,
+        name: str,
+        command: list[str],
+        *,
+        start_limit_s: float = 20.0,
+        transport: str | None = None,
+    ) -> None:
         self.name = name
+        self.transport = transport
         self.command = command
         self.start_limit_s = start_limit_s
         self._process: subprocess.Popen[bytes] | None = None
@@ -228,9 +239,11 @@ class CommandSide:
 class ServerSide:
     """Our FUSE mount, served by forks of one process that has imported everything (server.py)."""
 
-    def __init__(self, name: str = "unionfs2", *, more: str = "") -> None:
+    def __init__(self, transport: str, *, name: str = "unionfs2", more: str = "") -> None:
         self.name = name
-        self._more = os.fsencode(more)  # options that the kernel does not have
+        self.transport: str | None = transport
+        # Options that the kernel does not have.
+        self._more = f",transport={transport}{more}".encode()
         self._target = b""
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - one file for the life of the side
         self._process: subprocess.Popen[bytes] | None = None
@@ -255,7 +268,7 @@ class ServerSide:
 
     def _start(self) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
-            [sys.executable, "-m", "tests.differential.server"],
+            [sys.executable, "-m", "tests.differential.server", str(self.transport)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
@@ -270,10 +283,10 @@ class ServerSide:
         self._log.seek(0)
         self._log.truncate()
         self._target = stack.target
-        reason = self._ask("mount", option_text(stack) + self._more, stack.target)
-        if reason is not None:
+        served, reason = self._ask("mount", option_text(stack) + self._more, stack.target)
+        if served != self.transport:
             self.abandon()
-            raise MountError(f"{self.name}: {reason}")
+            raise MountError(f"{self.name}: {reason or f'{served} serves'}")
 
     def unmount(self) -> list[str]:
         wrong = unmount_patiently(self._target)
@@ -307,14 +320,15 @@ class ServerSide:
         self._log.close()
 
 
-def unionfs2_server() -> ServerSide:
-    """Our FUSE mount, quick to start."""
-    return ServerSide()
+def unionfs2_server(transport: str, more: str = "") -> ServerSide:
+    """Our FUSE mount, quick to start; *more* begins with a comma."""
+    return ServerSide(transport, more=more)
 
 
-def unionfs2_limited() -> ServerSide:
+def unionfs2_limited(transport: str) -> ServerSide:
     """Our FUSE mount with limits that nobody reaches: it has to count right and change nothing."""
-    return ServerSide("unionfs2 limited", more=",size=1000T,inodes=1000000000000")
+    limits = ",size=1000T,inodes=1000000000000"
+    return ServerSide(transport, name="unionfs2 limited", more=limits)
 
 
 def fuse_overlayfs() -> CommandSide:
@@ -322,7 +336,8 @@ def fuse_overlayfs() -> CommandSide:
     return CommandSide("fuse-overlayfs", ["fuse-overlayfs", "-f", "-o", "@options", "@target"])
 
 
-def unionfs2_command() -> CommandSide:
+def unionfs2_command(transport: str) -> CommandSide:
     """Our FUSE mount as a user starts it."""
-    command = [sys.executable, "-m", "unionfs2", "mount", "--backend", "fuse", "-f"]
-    return CommandSide("unionfs2", [*command, "-o", "@options", "@target"])
+    words = ["mount", "--backend", "fuse", "--transport", transport, "-f", "-o", "@options"]
+    command = [sys.executable, "-m", "unionfs2", *words, "@target"]
+    return CommandSide("unionfs2", command, transport=transport)

@@ -12,20 +12,24 @@ from tests.differential import campaign, generate, pieces, sides
 from tests.differential.machine import Machine
 from tests.differential.pieces import Dialect
 from tests.differential.sides import REPOSITORY, KernelSide, Side
+from tests.support.transports import TRANSPORTS
 
 _SEEDS = range(20260000, 20260020)
+
+_on_each = pytest.mark.parametrize("transport", TRANSPORTS)
 
 
 def _run(
     place: bytes,
     seeds: range,
     dialect: Dialect,
-    side: Callable[[], Side] = sides.unionfs2_server,
+    transport: str,
+    side: Callable[[str], Side] = sides.unionfs2_server,
 ) -> int:
     made = 0
-    with Machine(KernelSide(), side(), place) as machine:
+    with Machine(KernelSide(), side(transport), place) as machine:
         for seed in seeds:
-            outcome = machine.run(*generate.history(seed, 400, dialect))
+            outcome = machine.run(*generate.history(seed, 400, dialect.on(transport)))
             finding = campaign.Finding(seed, outcome.history, outcome.differences, 0)
             assert not outcome.differences, campaign.describe(finding)
             made += outcome.op_count
@@ -35,29 +39,34 @@ def _run(
 @pytest.mark.slow
 @pytest.mark.timeout(240)
 @pytest.mark.needs("root", "fuse", "overlay", "trusted-xattr")
-def test_histories_as_root_and_ordinary_callers(place: bytes) -> None:
-    assert _run(place, _SEEDS, pieces.TRUSTED) == 400 * len(_SEEDS)
+@_on_each
+def test_histories_as_root_and_ordinary_callers(place: bytes, transport: str) -> None:
+    assert _run(place, _SEEDS, pieces.TRUSTED, transport) == 400 * len(_SEEDS)
 
 
 @pytest.mark.slow
 @pytest.mark.needs("root", "fuse", "overlay", "trusted-xattr")
-def test_histories_with_userxattr(place: bytes) -> None:
-    assert _run(place, range(5), pieces.USERXATTR) == 2000
+@_on_each
+def test_histories_with_userxattr(place: bytes, transport: str) -> None:
+    assert _run(place, range(5), pieces.USERXATTR, transport) == 2000
 
 
 @pytest.mark.slow
 @pytest.mark.needs("root", "fuse", "overlay", "trusted-xattr")
-def test_histories_with_limits_that_nobody_reaches(place: bytes) -> None:
+@_on_each
+def test_histories_with_limits_that_nobody_reaches(place: bytes, transport: str) -> None:
     """Counting changes nothing, and the count at the end is what is there."""
-    assert _run(place, range(10), pieces.TRUSTED, sides.unionfs2_limited) == 4000
+    assert _run(place, range(10), pieces.TRUSTED, transport, sides.unionfs2_limited) == 4000
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(240)
 @pytest.mark.needs("userns-overlay", "private-fuse")
-def test_histories_in_a_user_namespace() -> None:
+@_on_each
+def test_histories_in_a_user_namespace(transport: str) -> None:
     """An ordinary user, root of its own namespace, against the kernel's overlay in there."""
     command = [sys.executable, "-m", "devtools.fuzz", "--userns", "--seed", "4000"]
+    command += ["--transport", transport]
     done = subprocess.run(
         [*command, "--histories", "25", "--ops", "400"],
         cwd=REPOSITORY,

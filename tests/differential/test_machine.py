@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.differential import faults, generate, known, pieces, script, sides
+from tests.differential import faults, generate, known, opened, pieces, script, sides
 from tests.differential.compare import Difference
 from tests.differential.machine import Machine
 from tests.differential.script import History, Object, Op
@@ -86,6 +87,70 @@ def test_a_call_that_acts_differently_is_noticed(place: bytes, fault: str) -> No
     assert [item.kind for item in found] == [expected]
 
 
+_OPENS = (
+    Op("root", "unaided", (opened.IDENT,)),
+    Op("root", "open", (0, b"copied", os.O_RDWR, 0)),
+    Op("root", "close", (0,)),
+    Op("root", "open", (0, b"untouched", os.O_WRONLY, 0)),
+    Op("root", "close", (0,)),
+    Op("root", "open", (0, b"dir/inner", os.O_WRONLY | os.O_APPEND, 0)),
+    Op("root", "close", (0,)),
+)
+
+
+class _CopiesUpLater(KernelSide):
+    """The kernel's overlay under the name of the transport that does not hear of opens."""
+
+    transport: str | None = "devfuse"
+
+
+def _opens_to_read(op: Op) -> Op:
+    """What brings nothing up, in the place of an open for writing."""
+    if op.name != "open":
+        return op
+    return op._replace(args=(*op.args[:2], os.O_RDONLY, *op.args[3:]))
+
+
+def _after_opens(place: bytes, reference: Side, ops: tuple[Op, ...] = _OPENS) -> list[Difference]:
+    # In the second phase, the other side has the upper that the kernel wrote in the first.
+    more = (ops[0], Op("root", "mkdir", (b"dir/new", 0o755)), Op("root", "unlink", (b"gone",)))
+    history = History("opens", (_LAYER,), (Object(b"", "dir", 0o777),), (ops, more))
+    with Machine(reference, _CopiesUpLater(), place, rewrite=_opens_to_read) as machine:
+        return list(machine.run(history).differences)
+
+
+@_kernel
+def test_what_only_an_open_has_brought_up_is_accepted(place: bytes) -> None:
+    assert _after_opens(place, KernelSide()) == []
+
+
+@_kernel
+@pytest.mark.parametrize(
+    "tamper",
+    [
+        faults.stray_whiteout,
+        faults.origin_dropped,
+        faults.opaque_added,
+        faults.plain_xattr_changed,
+        faults.data_changed,
+        faults.mtime_changed,
+        faults.parent_mtime_changed,
+        faults.mode_changed,
+        faults.owner_changed,
+    ],
+    ids=lambda tamper: tamper.__name__,
+)
+def test_nothing_but_a_plain_copy_is_accepted(place: bytes, tamper: faults.Tamper) -> None:
+    found = _after_opens(place, faults.TamperedSide(tamper))
+    assert [item.kind for item in found][:1] == ["upper"]
+
+
+@_kernel
+def test_a_copy_up_that_is_missing_is_noticed_where_the_worker_helps(place: bytes) -> None:
+    found = _after_opens(place, KernelSide(), _OPENS[1:5])
+    assert {item.kind for item in found} == {"upper"}
+
+
 @_kernel
 @pytest.mark.needs("fuse", "command:fuse-overlayfs")
 def test_a_peer_is_mounted_compared_and_found_to_differ(place: bytes) -> None:
@@ -134,5 +199,7 @@ def test_a_seed_gives_the_same_history_again() -> None:
 def test_every_known_difference_is_documented_and_no_other() -> None:
     text = (_ROOT / "docs" / "semantics.md").read_text(encoding="utf-8")
     section = text.split("## Differences from the kernel", 1)[1].split("\n## ", 1)[0]
-    documented = set(re.findall(r"^### `([a-z-]+)`", section, re.MULTILINE))
-    assert documented == {row.ident for row in known.KNOWN} | {known.READ_ATIME, *known.AVOIDED}
+    assert re.findall(r"^### (?!`[a-z-]+` \(\w+\)$).*", section, re.MULTILINE) == []
+    documented = dict(re.findall(r"^### `([a-z-]+)` \((\w+)\)$", section, re.MULTILINE))
+    where = {"both": known.BOTH, "pyfuse3": known.PYFUSE3, "devfuse": known.DEVFUSE}
+    assert {ident: where[word] for ident, word in documented.items()} == known.table()

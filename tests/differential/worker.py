@@ -80,6 +80,8 @@ PATHS: Final[dict[str, tuple[int, ...]]] = {
     "readdir_unlink": (0,),
     "rmtree": (0,),
     "cat": (0,),
+    "open_close": (0,),
+    "overwrite": (0,),
     "chdir": (0,),
     "exec": (0,),
     "spawn": (0,),
@@ -124,6 +126,7 @@ class Worker:
         self.root_fd = -1
         self.mount = b""
         self.lower_inos: frozenset[int] = frozenset()
+        self.known: frozenset[str] = frozenset()
         self.slots: dict[int, int] = {}
         self.caller = "root"
         self.children: list[int] = []
@@ -132,10 +135,11 @@ class Worker:
 
     # --- life of a mount ------------------------------------------------------------------------
 
-    def begin(self, mount: bytes, lower_inos: frozenset[int]) -> None:
-        """Start on a fresh mount."""
+    def begin(self, mount: bytes, lower_inos: frozenset[int], known: frozenset[str]) -> None:
+        """Start on a fresh mount. *known* are ids of the differences that the two sides have."""
         self.mount = mount
         self.lower_inos = lower_inos
+        self.known = known
         self.root_fd = os.open(mount, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         os.umask(0o022)
 
@@ -265,6 +269,37 @@ class Worker:
         # Without O_NONBLOCK a fifo would stop the worker for good.
         flags |= os.O_NONBLOCK | os.O_CLOEXEC
         self.keep(slot, os.open(name, flags, mode, dir_fd=dir_fd))
+        self.copy_up_opened(self.slots[slot], flags)
+
+    def copy_up_opened(self, fd: int, flags: int) -> None:
+        """Have a file that was opened for writing copied up, if the open did not do it.
+
+        Known difference "copy-up-at-first-write". Later calls tell a copied-up file from one that
+        is not (link counts, what a lower file of several names is), so both sides go on with one.
+        """
+        if "copy-up-at-first-write" not in self.known or flags & os.O_PATH:
+            return
+        if flags & os.O_ACCMODE == os.O_RDONLY or not stat.S_ISREG(os.fstat(fd).st_mode):
+            return
+        self.bring_up(b"/proc/self/fd/%d" % fd, follow=True)
+
+    def call_unaided(self, ident: str) -> None:
+        """From here on, leave the known difference *ident* as it is."""
+        self.known -= {ident}
+
+    def call_open_close(self, path: bytes, flags: int) -> None:
+        """Whether the file can be opened so."""
+        dir_fd, name = self.at(path)
+        os.close(os.open(name, flags | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=dir_fd))
+
+    def call_overwrite(self, path: bytes, flags: int, data: tuple[bytes, int]) -> int:
+        """Open, write, close; the errno is that of whichever is refused first."""
+        dir_fd, name = self.at(path)
+        fd = os.open(name, flags | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=dir_fd)
+        try:
+            return os.write(fd, data[0] * data[1])
+        finally:
+            os.close(fd)
 
     def call_tmpfile(self, slot: int, path: bytes, flags: int, mode: int) -> None:
         self.call_open(slot, path, flags | os.O_TMPFILE, mode)
@@ -289,6 +324,8 @@ class Worker:
         Known difference "setgid-on-write": the kernel clears it for a caller outside the group, a
         FUSE server does not learn who writes. Both sides go on without it.
         """
+        if "setgid-on-write" not in self.known:
+            return
         fd = self.fd(slot)
         try:
             mode = os.fstat(fd).st_mode
@@ -317,7 +354,7 @@ class Worker:
         Known difference "suid-on-truncate-userns": the kernel lets root of the namespace keep
         them. Both sides go on without.
         """
-        if not self.in_namespace:
+        if not self.in_namespace or "suid-on-truncate-userns" not in self.known:
             return
         self.become("root")
         try:
@@ -344,16 +381,24 @@ class Worker:
         try:
             os.setxattr(fd, key, data[0] * data[1], flags)
         except OSError as exc:
-            if _may_have_copied_up(exc.errno, key):
+            if self.may_have_copied_up(exc.errno, key):
                 self.bring_up(b"/proc/self/fd/%d" % fd, follow=True)
             raise
 
-    def bring_up(self, where: bytes, *, follow: bool) -> None:
-        """Have the object copied up, whatever a failed setxattr did: set the times it has.
+    def may_have_copied_up(self, number: int | None, key: bytes) -> bool:
+        """Whether a setxattr that failed with *number* has copied up on one side only.
 
         Known difference "setxattr-fails": the kernel copies up before it knows that the call will
         fail. Both sides go on from the same state then.
         """
+        if "setxattr-fails" not in self.known:
+            return False
+        if number == errno.EPERM:
+            return key.startswith(b"security.")
+        return number in _AFTER_COPY_UP
+
+    def bring_up(self, where: bytes, *, follow: bool) -> None:
+        """Have the object copied up, if it is not: set the times it has."""
         self.become("root")
         try:
             st = os.stat(where, follow_symlinks=follow)
@@ -383,7 +428,7 @@ class Worker:
         new = (data[0] * data[1])[: max(0, size - offset)]
         if not new:
             return "nothing mapped"
-        if _has_capability(fd):
+        if "mmap-write-clears" in self.known and _has_capability(fd):
             return "left alone"  # known difference "mmap-write-clears"
         with mmap.mmap(fd, size, mmap.MAP_SHARED) as window:
             window[offset : offset + len(new)] = new
@@ -461,7 +506,7 @@ class Worker:
         try:
             rawcalls.rename(*source, *self.raw_at(dst), flags)
         except OSError as exc:
-            if exc.errno == errno.ENOTEMPTY:
+            if exc.errno == errno.ENOTEMPTY and "rename-not-empty" in self.known:
                 self.set_parent_time(*source)
             raise
 
@@ -514,7 +559,7 @@ class Worker:
         try:
             os.setxattr(where, key, data[0] * data[1], flags, follow_symlinks=bool(follow))
         except OSError as exc:
-            if _may_have_copied_up(exc.errno, key):
+            if self.may_have_copied_up(exc.errno, key):
                 self.bring_up(where, follow=bool(follow))
             raise
 
@@ -629,12 +674,6 @@ def _has_capability(fd: int) -> bool:
         return bool(os.getxattr(fd, b"security.capability"))
     except OSError:
         return False
-
-
-def _may_have_copied_up(number: int | None, key: bytes) -> bool:
-    if number == errno.EPERM:
-        return key.startswith(b"security.")
-    return number in _AFTER_COPY_UP
 
 
 def _parent(path: bytes) -> bytes | None:

@@ -25,10 +25,14 @@ Result = subprocess.CompletedProcess[str]
 
 
 class Site:
-    """Layers, a mount point, and the commands with an environment of their own."""
+    """Layers, a mount point, and the commands with an environment of their own.
 
-    def __init__(self, root: Path) -> None:
+    *transport* is what the mounts of fuse() ask for, and what their records have to tell.
+    """
+
+    def __init__(self, root: Path, transport: str | None = None) -> None:
         self.root = root
+        self.transport = transport
         for name in ("l1", "l2", "u", "w", "m", "state", "bin"):
             (root / name).mkdir()
         (root / "l1" / "one").write_text("1")
@@ -48,6 +52,11 @@ class Site:
     def options(self) -> str:
         return f"{self.layers},upperdir={self.root}/u,workdir={self.root}/w"
 
+    @property
+    def fuse_words(self) -> tuple[str, ...]:
+        """The command that mounts through FUSE, by the transport under test."""
+        return FUSE if self.transport is None else (*FUSE, "--transport", self.transport)
+
     def run(
         self, *words: Word, environment: Mapping[str, str] | None = None, cwd: Path | None = None
     ) -> Result:
@@ -65,7 +74,7 @@ class Site:
         )
 
     def fuse(self, *words: Word, environment: Mapping[str, str] | None = None) -> Result:
-        return self.run(*FUSE, *words, environment=environment)
+        return self.run(*self.fuse_words, *words, environment=environment)
 
     def main(self, *words: Word, environment: Mapping[str, str] | None = None) -> Result:
         return self.run(*MAIN, *words, environment=environment)
@@ -86,7 +95,9 @@ class Site:
     def server(self) -> int:
         """Process id of the server, from the record."""
         (record,) = (self.root / "state").glob("*.json")
-        pid: int = json.loads(record.read_text())["pid"]
+        known = json.loads(record.read_text())
+        assert self.transport in (None, known["transport"])
+        pid: int = known["pid"]
         return pid
 
     def put_on_path(self, name: str, command: Sequence[str]) -> None:
@@ -98,9 +109,15 @@ class Site:
 
 
 @pytest.fixture
-def site() -> Iterator[Site]:
+def transport() -> str | None:
+    """Which transport is asked for; modules about servers have a fixture that names each."""
+    return None
+
+
+@pytest.fixture
+def site(transport: str | None) -> Iterator[Site]:
     with places.open_directory() as root:
-        yield Site(root)
+        yield Site(root, transport)
 
 
 def is_running(pid: int) -> bool:

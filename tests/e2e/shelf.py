@@ -22,6 +22,7 @@ import pytest
 
 from tests.e2e.conftest import MAIN, REPOSITORY, Word
 from tests.support import places
+from tests.support.transports import NATIVE, TRANSPORTS, backend_of
 
 #: Ids that a store has to take like any other.
 ODD_IDS = ("a b", "a:b,c=d", "[red]", "-dash", "ümlaut", "x" * 200, "back\\slash", "$(touch x)")
@@ -51,11 +52,13 @@ def bytecode_cache() -> str:
 class Shelf:
     """The store, and words that are given with every command."""
 
-    def __init__(self, root: Path, backend: str | None = None) -> None:
+    def __init__(self, root: Path, way: str | None = None) -> None:
         self.root = root
         self.home = root / "st ore,a:b"
         (root / "state").mkdir()
-        self.words: list[str] = [] if backend is None else ["--backend", backend]
+        self.words: list[str] = [] if way is None else ["--backend", backend_of(way)]
+        if way in TRANSPORTS:
+            self.words += ["--storage-opt", f"mountopt=transport={way}"]
         kept = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
         self.environment = {
             **kept,
@@ -133,14 +136,14 @@ class Shelf:
 
 
 @contextlib.contextmanager
-def shelf_of(backend: str | None) -> Iterator[Shelf]:
+def shelf_of(way: str | None) -> Iterator[Shelf]:
     with places.open_directory() as root:
-        yield Shelf(root, backend)
+        yield Shelf(root, way)
 
 
-BACKENDS = [
-    pytest.param("fuse", marks=pytest.mark.needs("fuse")),
-    pytest.param("native", marks=pytest.mark.needs("overlay")),
+HOW = [
+    *(pytest.param(name, marks=pytest.mark.needs("fuse")) for name in TRANSPORTS),
+    pytest.param(NATIVE, marks=pytest.mark.needs("overlay")),
 ]
 
 

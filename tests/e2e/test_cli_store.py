@@ -17,8 +17,8 @@ import pytest
 
 from tests.e2e.conftest import eventually
 from tests.e2e.shelf import (
-    BACKENDS,
     BASE,
+    HOW,
     ODD_IDS,
     Shelf,
     Terminal,
@@ -34,7 +34,7 @@ WORK = "rm etc/motd && echo box > etc/hostname && mkdir new && echo n > new/file
 CHANGES = ["C /etc", "C /etc/hostname", "D /etc/motd", "A /new", "A /new/file", "D /usr"]
 
 
-@pytest.fixture(params=BACKENDS)
+@pytest.fixture(params=HOW)
 def shelf(request: pytest.FixtureRequest) -> Iterator[Shelf]:
     with shelf_of(request.param) as shelf:
         yield shelf

@@ -21,9 +21,18 @@ from tests.e2e.conftest import (
     refused,
 )
 from tests.support import fusedev, probe
+from tests.support.transports import TRANSPORTS
 from unionfs2 import __version__
 
 pytestmark = pytest.mark.needs("fuse", "root")
+
+of_pyfuse3 = pytest.mark.parametrize("transport", ["pyfuse3"])
+
+
+@pytest.fixture(params=TRANSPORTS)
+def transport(request: pytest.FixtureRequest) -> str:
+    """Each transport in turn."""
+    return str(request.param)
 
 
 def unmount(site: Site) -> None:
@@ -114,7 +123,7 @@ def test_help_lists_the_options(site: Site) -> None:
     ],
 )
 def test_wrong_command_lines(site: Site, words: list[str], message: str) -> None:
-    done = site.run(*FUSE, *words, cwd=site.root)
+    done = site.run(*site.fuse_words, *words, cwd=site.root)
     refused(done, 1, message)
 
 
@@ -124,7 +133,7 @@ def test_wrong_command_lines(site: Site, words: list[str], message: str) -> None
 def test_the_daemon_holds_nothing_of_its_caller(site: Site) -> None:
     read_end, write_end = os.pipe()
     subprocess.run(
-        [*FUSE, "-o", site.options, site.mountpoint],
+        [*site.fuse_words, "-o", site.options, site.mountpoint],
         env=site.environment,
         pass_fds=(write_end,),
         check=True,
@@ -142,7 +151,7 @@ def test_the_daemon_holds_nothing_of_its_caller(site: Site) -> None:
 
 def test_it_uses_all_descriptors_it_may(site: Site) -> None:
     limited = ["sh", "-c", 'ulimit -S -n 64 && exec "$@"', "sh"]
-    done = site.run(*limited, *FUSE, "-o", site.options, site.mountpoint)
+    done = site.run(*limited, *site.fuse_words, "-o", site.options, site.mountpoint)
     assert done.stderr == ""
     text = Path(f"/proc/{site.server()}/limits").read_text()
     (line,) = [line for line in text.splitlines() if line.startswith("Max open files")]
@@ -161,7 +170,7 @@ def test_the_server_ends_with_a_foreign_unmount(site: Site) -> None:
 
 def test_relative_paths(site: Site) -> None:
     options = "lowerdir=l1:l2,upperdir=u,workdir=w,log=server.log"
-    done = site.run(*FUSE, "-o", options, "m", cwd=site.root)
+    done = site.run(*site.fuse_words, "-o", options, "m", cwd=site.root)
     assert done.stderr == ""
     assert site.names() == ["one", "two"]
     assert "server.log" in site.names(".")
@@ -240,7 +249,7 @@ def test_a_signal_ends_a_mount_with_open_files(site: Site) -> None:
 
 @pytest.mark.parametrize("flag", ["-f", "-d"])
 def test_foreground(site: Site, flag: str) -> None:
-    with foreground(site, *FUSE, flag, "-o", site.options, site.mountpoint) as process:
+    with foreground(site, *site.fuse_words, flag, "-o", site.options, site.mountpoint) as process:
         assert site.names() == ["one", "two"]
         process.send_signal(signal.SIGTERM)
         _, stderr = process.communicate(timeout=20)
@@ -282,6 +291,7 @@ def test_auto_unmount(site: Site) -> None:
 # --- a server that does not come up ---------------------------------------------------------------
 
 
+@of_pyfuse3
 @pytest.mark.parametrize("more", ["", ",auto_unmount"])
 @pytest.mark.parametrize(
     ("program", "status", "words"),
@@ -304,6 +314,7 @@ def test_a_server_that_dies_is_reported(
     assert site.mount_lines() == []
 
 
+@of_pyfuse3
 def test_a_server_that_dies_after_mounting_leaves_no_mount(site: Site) -> None:
     (site.root / "fake").mkdir()
     program = (
@@ -361,7 +372,9 @@ def test_no_journal_here(site: Site) -> None:
     hidden = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs none /run && rm -f /dev/log; exec "$@"']
     if os.path.exists("/dev/log"):
         pytest.skip("this machine has /dev/log, which the test must not remove")
-    done = site.run(*hidden, "sh", *FUSE, "-o", f"{site.options},journal", site.mountpoint)
+    done = site.run(
+        *hidden, "sh", *site.fuse_words, "-o", f"{site.options},journal", site.mountpoint
+    )
     refused(done, 2, "log=FILE")
 
 
@@ -383,13 +396,20 @@ def test_dev_fuse_missing_or_forbidden(site: Site, prepare: str, status: int, wo
         f' && umount -l /mnt && {{ {prepare}; }} && exec $drop "$@"'
     )
     private = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh"]
-    done = site.run(*private, *FUSE, "-o", site.layers, site.mountpoint)
+    done = site.run(*private, *site.fuse_words, "-o", site.layers, site.mountpoint)
     refused(done, status, words)
 
 
 def test_fusermount3_missing(site: Site) -> None:
     probe.need("private-fuse")
-    command = ["env", f"PATH={site.root}/bin", *FUSE, "-o", site.layers, str(site.mountpoint)]
+    command = [
+        "env",
+        f"PATH={site.root}/bin",
+        *site.fuse_words,
+        "-o",
+        site.layers,
+        str(site.mountpoint),
+    ]
     done = site.run(*fusedev.as_user(command, uid=65534, gid=65534))
     refused(done, 2, "fusermount3")
 

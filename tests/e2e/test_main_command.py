@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -18,14 +19,17 @@ from tests.e2e.conftest import (
     refused,
 )
 from tests.support import probe
+from tests.support.transports import NATIVE, TRANSPORTS, backend_words
+from tests.support.transports import backend_of as backend_named
 from unionfs2 import __version__, mounts
 
 pytestmark = pytest.mark.needs("root")
 
-BACKENDS = [
-    pytest.param("fuse", marks=pytest.mark.needs("fuse")),
-    pytest.param("native", marks=pytest.mark.needs("overlay")),
+HOW = [
+    *(pytest.param(name, marks=pytest.mark.needs("fuse")) for name in TRANSPORTS),
+    pytest.param(NATIVE, marks=pytest.mark.needs("overlay")),
 ]
+by_fuse = pytest.mark.parametrize("way", HOW[:-1])
 TYPES = {"fuse": "fuse.unionfs2", "native": "overlay"}
 
 
@@ -34,22 +38,25 @@ def backend_of(site: Site) -> str:
     return {kind: name for name, kind in TYPES.items()}[kind]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_mount_work_list_unmount(site: Site, backend: str) -> None:
-    done = site.main("mount", "--backend", backend, "-o", site.options, site.mountpoint)
+@pytest.mark.parametrize("way", HOW)
+def test_mount_work_list_unmount(site: Site, way: str) -> None:
+    done = site.main("mount", *backend_words(way), "-o", site.options, site.mountpoint)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    assert backend_of(site) == backend
+    assert backend_of(site) == (backend := backend_named(way))
     (site.mountpoint / "one").unlink()
     (site.mountpoint / "new").write_text("n")
 
     table = site.main("mounts").stdout.splitlines()
-    assert table[0].split() == ["MOUNTPOINT", "BACKEND", "SINCE", "PID"]
+    assert table[0].split() == ["MOUNTPOINT", "BACKEND", "TRANSPORT", "SINCE", "PID"]
     (line,) = [line for line in table if line.startswith(f"{site.mountpoint} ")]
-    assert re.match(rf"\S+ +{backend} +\d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d +(\d+|-)$", line)
+    transport = None if way == NATIVE else way
+    assert re.match(
+        rf"\S+ +{backend} +{transport or '-'} +\d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d +(\d+|-)$", line
+    )
 
     rows = json.loads(site.main("mounts", "--format", "json").stdout)
     (row,) = [row for row in rows if row["target"] == str(site.mountpoint)]
-    assert row["backend"] == backend
+    assert (row["backend"], row["transport"]) == (backend, transport)
     assert (row["pid"] is not None) is (backend == "fuse")
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", row["since"])
     assert f"upperdir={site.root}/u" in row["options"]
@@ -106,6 +113,30 @@ def test_auto_takes_fuse_when_the_kernel_would_mount_read_only(site: Site) -> No
     site.main("umount", site.mountpoint)
 
 
+@pytest.mark.needs("fuse")
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_the_record_tells_the_transport_that_serves(site: Site, transport: str) -> None:
+    words = ("mount", "-v", "--transport", transport, "-o", f"{site.options},transport=auto")
+    done = site.main(*words, site.mountpoint)
+    assert done.returncode == 0
+    assert f"mounted by the fuse backend, {transport}\n" in done.stderr
+    rows = json.loads(site.main("mounts", "--format", "json").stdout)
+    (row,) = [row for row in rows if row["target"] == str(site.mountpoint)]
+    assert row["transport"] == transport
+    loaded = Path(f"/proc/{row['pid']}/maps").read_text()
+    assert ("pyfuse3" in loaded) is (transport == "pyfuse3")
+    assert site.main("umount", site.mountpoint).returncode == 0
+
+
+@pytest.mark.needs("fuse")
+def test_what_a_transport_cannot_do_is_refused(site: Site) -> None:
+    for option in ("writeback=1", "passthrough"):
+        words = ("mount", "--backend=fuse", "--transport=pyfuse3", "-o")
+        done = site.main(*words, f"{site.options},{option}", site.mountpoint)
+        assert (done.returncode, site.mount_lines()) == (1, [])
+        assert "the transport pyfuse3 does not support" in done.stderr
+
+
 def test_options_that_no_backend_can_do_together(site: Site) -> None:
     done = site.main("mount", "-o", f"{site.options},noacl,index=on", site.mountpoint)
     refused(done, 1, "noacl", "unionfs2")
@@ -125,10 +156,11 @@ def test_options_that_no_backend_can_do_together(site: Site) -> None:
         ("lowerdir={r}/l1,frob=1", 1, "unknown option"),
     ],
 )
-@pytest.mark.parametrize("backend", ["auto", *BACKENDS])
-def test_bad_input(site: Site, backend: str, options: str, status: int, words: str) -> None:
+@pytest.mark.parametrize("way", ["auto", *HOW])
+def test_bad_input(site: Site, way: str, options: str, status: int, words: str) -> None:
     text = options.format(r=site.root)
-    done = site.main("mount", "--backend", backend, "-o", text, site.mountpoint)
+    how = ["--backend", "auto"] if way == "auto" else backend_words(way)
+    done = site.main("mount", *how, "-o", text, site.mountpoint)
     refused(done, status, words, "unionfs2")
     assert site.mount_lines() == []
 
@@ -173,9 +205,9 @@ def test_foreground(site: Site) -> None:
 # --- umount ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_a_busy_mount_is_reported_and_goes_lazily(site: Site, backend: str) -> None:
-    site.main("mount", "--backend", backend, "-o", site.options, site.mountpoint)
+@pytest.mark.parametrize("way", HOW)
+def test_a_busy_mount_is_reported_and_goes_lazily(site: Site, way: str) -> None:
+    site.main("mount", *backend_words(way), "-o", site.options, site.mountpoint)
     with (site.mountpoint / "one").open("rb") as file:
         refused(site.main("umount", site.mountpoint), 32, "busy", "unionfs2")
         assert site.names() == ["one", "two"]
@@ -194,9 +226,9 @@ def test_unmounting_several(site: Site) -> None:
     refused(site.main("umount", site.mountpoint), 32, "not a unionfs2 mount", "unionfs2")
 
 
-@pytest.mark.needs("fuse")
-def test_a_copy_of_the_mount_keeps_the_server(site: Site) -> None:
-    site.main("mount", "--backend", "fuse", "-o", site.options, site.mountpoint)
+@by_fuse
+def test_a_copy_of_the_mount_keeps_the_server(site: Site, way: str) -> None:
+    site.main("mount", *backend_words(way), "-o", site.options, site.mountpoint)
     pid = site.server()
     (site.root / "copy").mkdir()
     probe.sys_mount(str(site.mountpoint), str(site.root / "copy"), "", 4096)
@@ -208,10 +240,10 @@ def test_a_copy_of_the_mount_keeps_the_server(site: Site) -> None:
     assert eventually(lambda: not is_running(pid))
 
 
-@pytest.mark.needs("fuse")
-def test_umount_waits_for_the_server(site: Site) -> None:
+@by_fuse
+def test_umount_waits_for_the_server(site: Site, way: str) -> None:
     for _ in range(3):
-        site.main("mount", "--backend", "fuse", "-o", site.options, site.mountpoint)
+        site.main("mount", *backend_words(way), "-o", site.options, site.mountpoint)
         pid = site.server()
         assert site.main("umount", site.mountpoint).returncode == 0
         assert not is_running(pid)
@@ -220,9 +252,9 @@ def test_umount_waits_for_the_server(site: Site) -> None:
 # --- mounts ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.needs("fuse")
-def test_records_of_vanished_mounts_are_removed(site: Site) -> None:
-    site.main("mount", "--backend", "fuse", "-o", site.options, site.mountpoint)
+@by_fuse
+def test_records_of_vanished_mounts_are_removed(site: Site, way: str) -> None:
+    site.main("mount", *backend_words(way), "-o", site.options, site.mountpoint)
     pid = site.server()
     os.kill(pid, signal.SIGKILL)
     assert eventually(lambda: not is_running(pid))

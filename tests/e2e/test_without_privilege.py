@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import FUSE, MAIN, Result, Site, refused
+from tests.e2e.conftest import MAIN, Result, Site, refused
 from tests.support import fusedev
+from tests.support.transports import TRANSPORTS, WAYS, backend_words
 
 pytestmark = pytest.mark.needs("root", "private-fuse")
 
@@ -20,6 +21,12 @@ WORK = (
     'cd "$1" && echo new > new && rm one && mkdir two.d && mv two.d renamed && '
     "rm -r dir && mkdir dir && ls && cd /"
 )
+
+
+@pytest.fixture(params=TRANSPORTS)
+def transport(request: pytest.FixtureRequest) -> str:
+    """Each transport in turn."""
+    return str(request.param)
 
 
 @pytest.fixture
@@ -61,7 +68,7 @@ def check_by_the_kernel(site: Site) -> None:
 
 @pytest.mark.needs("overlay")
 def test_an_ordinary_user_mounts_works_and_unmounts(home: Site) -> None:
-    fuse, main = " ".join(FUSE), " ".join(MAIN)
+    fuse, main = " ".join(home.fuse_words), " ".join(MAIN)
     script = (
         f'{fuse} -o "$2" "$1"; {WORK}; grep "$1 " /proc/self/mounts; {main} mounts | grep "$1 "; '
         f'{main} umount "$1"; ls "$1"'
@@ -72,14 +79,17 @@ def test_an_ordinary_user_mounts_works_and_unmounts(home: Site) -> None:
     assert lines[:4] == ["dir", "new", "renamed", "two"]
     assert lines[4].startswith(f"unionfs2 {home.mountpoint} fuse.unionfs2 rw,nosuid,nodev")
     assert "allow_other" not in lines[4]
-    assert lines[5].split()[:2] == [str(home.mountpoint), "fuse"]
+    assert lines[5].split()[:3] == [str(home.mountpoint), "fuse", home.transport]
     assert len(lines) == 6  # nothing is left at the mount point
     check_upper(home)
     check_by_the_kernel(home)
 
 
 def test_generic_flags_reach_the_helper(home: Site) -> None:
-    script = f'{" ".join(FUSE)} -o "$2" "$1"; grep "$1 " /proc/self/mounts; fusermount3 -u "$1"'
+    script = (
+        f'{" ".join(home.fuse_words)} -o "$2" "$1"; grep "$1 " /proc/self/mounts; '
+        'fusermount3 -u "$1"'
+    )
     flags = "noexec,noatime,nodiratime,ro,dev,suid"
     done = as_user(home, script, str(home.mountpoint), f"{home.options},{flags}")
     assert (done.returncode, done.stderr) == (0, "")
@@ -91,14 +101,20 @@ def test_allow_other_needs_the_administrators_word(home: Site) -> None:
     if "\nuser_allow_other" in Path("/etc/fuse.conf").read_text():
         pytest.skip("this machine allows it")
     done = as_user(
-        home, f'{" ".join(FUSE)} -o "$2,allow_other" "$1"', str(home.mountpoint), home.options
+        home,
+        f'{" ".join(home.fuse_words)} -o "$2,allow_other" "$1"',
+        str(home.mountpoint),
+        home.options,
     )
     refused(done, 1, "user_allow_other")
 
 
 def test_trusted_attributes_are_refused_in_words(home: Site) -> None:
     done = as_user(
-        home, f'{" ".join(FUSE)} -o "$2,nouserxattr" "$1"', str(home.mountpoint), home.options
+        home,
+        f'{" ".join(home.fuse_words)} -o "$2,nouserxattr" "$1"',
+        str(home.mountpoint),
+        home.options,
     )
     refused(done, 1, "userxattr")
 
@@ -106,7 +122,9 @@ def test_trusted_attributes_are_refused_in_words(home: Site) -> None:
 def test_unreadable_layers_are_refused_in_words(home: Site) -> None:
     os.chown(home.root / "l2", 0, 0)
     (home.root / "l2").chmod(0o700)
-    done = as_user(home, f'{" ".join(FUSE)} -o "$2" "$1"', str(home.mountpoint), home.options)
+    done = as_user(
+        home, f'{" ".join(home.fuse_words)} -o "$2" "$1"', str(home.mountpoint), home.options
+    )
     refused(done, 32, "l2 cannot be read")
 
 
@@ -125,7 +143,7 @@ def test_auto_falls_back_to_fuse(home: Site) -> None:
 
 def test_signals_unmount_by_fusermount3(home: Site) -> None:
     script = (
-        f'{" ".join(FUSE)} -o "$2" "$1"; '
+        f'{" ".join(home.fuse_words)} -o "$2" "$1"; '
         'pid=$(sed \'s/.*"pid": \\([0-9]*\\).*/\\1/\' "$3"/*.json); kill $pid; '
         'for i in $(seq 200); do grep -q "$1 " /proc/self/mounts || break; sleep 0.05; done; '
         'ls "$1"'
@@ -135,19 +153,20 @@ def test_signals_unmount_by_fusermount3(home: Site) -> None:
 
 
 @pytest.mark.needs("userns-overlay", "overlay")
-@pytest.mark.parametrize("backend", ["fuse", "native", "auto"])
-def test_root_of_a_user_namespace(home: Site, backend: str) -> None:
-    main = " ".join(MAIN)
+@pytest.mark.parametrize("transport", [None])
+@pytest.mark.parametrize("way", [*WAYS, "auto"])
+def test_root_of_a_user_namespace(home: Site, way: str) -> None:
+    main, words = " ".join(MAIN), [] if way == "auto" else backend_words(way)
     script = (
-        f'{main} mount --backend {backend} -o "$2" "$1"; {WORK}; '
+        f'{main} mount {" ".join(words)} -o "$2" "$1"; {WORK}; '
         f'grep "$1 " /proc/self/mounts; {main} umount "$1"; ls "$1"'
     )
     done = in_namespace(home, script, str(home.mountpoint), home.options)
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     assert lines[:4] == ["dir", "new", "renamed", "two"]
-    assert ("fuse.unionfs2" if backend == "fuse" else "overlay") in lines[4]
-    assert ("allow_other" if backend == "fuse" else "userxattr") in lines[4]
+    assert ("fuse.unionfs2" if way in TRANSPORTS else "overlay") in lines[4]
+    assert ("allow_other" if way in TRANSPORTS else "userxattr") in lines[4]
     assert len(lines) == 5
     check_upper(home)
     check_by_the_kernel(home)
@@ -156,7 +175,7 @@ def test_root_of_a_user_namespace(home: Site, backend: str) -> None:
 @pytest.mark.needs("userns-overlay")
 def test_a_namespace_without_mounts_of_its_own(home: Site) -> None:
     """CAP_SYS_ADMIN here, but not over the mount namespace: the helper is tried instead."""
-    inner = ["unshare", "--user", "--map-root-user", "--", *FUSE]
+    inner = ["unshare", "--user", "--map-root-user", "--", *home.fuse_words]
     command = [*inner, "-o", home.options, str(home.mountpoint)]
     done = home.run(*fusedev.as_user(command, uid=USER, gid=USER))
     # Whether the set-user-id helper may mount from there is up to the kernel; the words are ours.

@@ -17,6 +17,7 @@ import pytest
 from tests.semantics.rig import FUSE, Rig
 from tests.support import chains
 from tests.support.agreement import compare, disagreements
+from tests.support.transports import TRANSPORTS
 from tests.support.unions import memory_directory
 from unionfs2 import changes
 from unionfs2.whiteout import Dialect
@@ -39,7 +40,8 @@ def test_everything_that_tells_changes_tells_the_same(tmp_path: Path, part: int)
 
 @pytest.mark.needs("overlay", "fuse", "trusted-xattr", "mknod")
 @pytest.mark.parametrize("seed", range(4))
-def test_a_layer_made_on_our_mount(tmp_path: Path, seed: int) -> None:
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_a_layer_made_on_our_mount(tmp_path: Path, seed: int, transport: str) -> None:
     rng = random.Random(seed)
     # Files without data of their own are refused by this mount.
     chain = chains.make(
@@ -48,7 +50,7 @@ def test_a_layer_made_on_our_mount(tmp_path: Path, seed: int) -> None:
     with ExitStack() as stack:
 
         def mounted(layers: list[Path], upper: Path | None) -> Path:
-            rig = Rig(FUSE, tmp_path)
+            rig = Rig(FUSE, tmp_path, transport)
             stack.callback(rig.remove)
             rig.lowers, rig.upper = layers, upper
             return rig.mount(read_only=upper is None)
@@ -57,7 +59,7 @@ def test_a_layer_made_on_our_mount(tmp_path: Path, seed: int) -> None:
         top = tmp_path / "made-on-fuse"
         top.mkdir()
         with ExitStack() as writing:
-            rig = Rig(FUSE, tmp_path)
+            rig = Rig(FUSE, tmp_path, transport)
             writing.callback(rig.remove)
             rig.lowers, rig.upper = below, top
             chains.work(rng, chains.OnMount(os.fsencode(rig.mount())), 20)

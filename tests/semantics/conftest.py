@@ -12,23 +12,30 @@ from pathlib import Path
 import pytest
 
 from bench import targets
-from tests.semantics.rig import FUSE, NATIVE, Rig
+from tests.semantics.rig import NATIVE, Rig
 from tests.support import mounts, probe
+from tests.support.transports import TRANSPORTS, WAYS, backend_of
 
 
-def _need(backend: str) -> None:
+def _need(way: str) -> None:
     # the tests act as several users and look into trusted.* attributes
-    probe.need("root", "overlay" if backend == NATIVE else "fuse")
-    if backend == FUSE and shutil.which(targets.unionfs2_program()) is None:
+    probe.need("root", "overlay" if way == NATIVE else "fuse")
+    if way != NATIVE and shutil.which(targets.unionfs2_program()) is None:
         pytest.fail("the unionfs2 command is not installed beside this Python; run ./dev setup")
 
 
-@pytest.fixture(params=[pytest.param(name, id=f"via-{name}") for name in (NATIVE, FUSE)])
-def backend(request: pytest.FixtureRequest) -> str:
-    """Which mounter serves the union of this test."""
+@pytest.fixture(params=[pytest.param(name, id=f"via-{name}") for name in WAYS])
+def way(request: pytest.FixtureRequest) -> str:
+    """What serves the union of this test: the kernel, or one of the transports."""
     name = str(request.param)
     _need(name)
     return name
+
+
+@pytest.fixture(params=TRANSPORTS)
+def transport(request: pytest.FixtureRequest) -> str:
+    """Which transport serves when the test mounts through FUSE."""
+    return str(request.param)
 
 
 @pytest.fixture(scope="session")
@@ -52,9 +59,9 @@ def rigs() -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _made(backend: str, rigs: Path) -> Iterator[Rig]:
+def _made(rigs: Path, backend: str, transport: str | None) -> Iterator[Rig]:
     """A rig, removed afterwards; a server that had something to say fails the test."""
-    made = Rig(backend, rigs)
+    made = Rig(backend, rigs, transport)
     try:
         yield made
     finally:
@@ -65,16 +72,16 @@ def _made(backend: str, rigs: Path) -> Iterator[Rig]:
 
 
 @pytest.fixture
-def rig(backend: str, rigs: Path) -> Iterator[Rig]:
+def rig(way: str, rigs: Path) -> Iterator[Rig]:
     """An unmounted union with one empty lower."""
-    with _made(backend, rigs) as made:
+    with _made(rigs, backend_of(way), None if way == NATIVE else way) as made:
         yield made
 
 
 @pytest.fixture
-def both(rigs: Path) -> Iterator[Rig]:
+def both(rigs: Path, transport: str) -> Iterator[Rig]:
     """A union that one test mounts by both backends in turn."""
     _need(NATIVE)
-    _need(FUSE)
-    with _made(NATIVE, rigs) as made:
+    _need(transport)
+    with _made(rigs, NATIVE, transport) as made:
         yield made

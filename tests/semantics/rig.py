@@ -18,6 +18,7 @@ from pathlib import Path
 
 from bench import targets
 from tests.support import mounts
+from tests.support.transports import assert_served_by
 
 MS_RDONLY = 1
 FUSE = "fuse"
@@ -25,10 +26,14 @@ NATIVE = "native"
 
 
 class Rig:
-    """Directories of one union; change them before `mount`."""
+    """Directories of one union; change them before `mount`.
 
-    def __init__(self, backend: str, home: Path) -> None:
+    *transport* is what serves when it is mounted through FUSE; None leaves that to the command.
+    """
+
+    def __init__(self, backend: str, home: Path, transport: str | None = None) -> None:
         self.backend = backend
+        self.transport = transport
         self.base = Path(tempfile.mkdtemp(dir=home))
         self.base.chmod(0o755)
         self.merged = self.base / "merged"
@@ -75,11 +80,17 @@ class Rig:
                 targets.mount("overlay", at, "overlay", text, MS_RDONLY if read_only else 0)
         else:
             text += f",log={self._log}" + (",ro" if read_only else "")
-            program = targets.unionfs2_program()
-            command = [program, "mount", "--backend", FUSE, "-o", text, os.fspath(at)]
-            targets.run_checked(command, timeout_s=targets.MOUNT_TIMEOUT_S)
+            self._mount_fuse(text, at)
         self._mounted.append((at, backend))
         return at
+
+    def _mount_fuse(self, text: str, at: Path) -> None:
+        command = [targets.unionfs2_program(), "mount", "--backend", FUSE, "-o", text]
+        if self.transport is not None:
+            command += ["--transport", self.transport]
+        targets.run_checked([*command, os.fspath(at)], timeout_s=targets.MOUNT_TIMEOUT_S)
+        if self.transport is not None:
+            assert_served_by(at.resolve(), self.transport)
 
     def _option_text(self, backend: str) -> str:
         """Options of the layers; relative ones for the kernel, which reads one page only."""

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.semantics.rig import FUSE, NATIVE, Rig
+from tests.support.transports import TRANSPORTS
 
 
 def test_mounting_over_the_lower_directory(rig: Rig) -> None:
@@ -129,8 +130,8 @@ def test_stack_of_layers(rig: Rig, count: int) -> None:
     _check_stack(rig, count)
 
 
-@pytest.mark.parametrize("backend", [pytest.param(FUSE, id="via-fuse")], indirect=True)
-def test_stack_of_1000_layers(rig: Rig, backend: str) -> None:
+@pytest.mark.parametrize("way", TRANSPORTS, indirect=True)
+def test_stack_of_1000_layers(rig: Rig) -> None:
     """More than the kernel takes, so by FUSE only."""
     _check_stack(rig, 1000)
 

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.semantics.rig import FUSE, Rig
+from tests.semantics.rig import Rig
 from tests.support.held import BLOCK, held
+from tests.support.transports import TRANSPORTS
 
-pytestmark = pytest.mark.parametrize("backend", [FUSE], indirect=True, ids=["via-fuse"])
+pytestmark = pytest.mark.parametrize("way", TRANSPORTS, indirect=True)
 
 KIB = 1 << 10
 MIB = 1 << 20

@@ -13,6 +13,7 @@ import pytest
 
 from bench import fuse_server, targets
 from devtools import stress, stress_fsx, stress_mixed, stress_rig
+from tests.support.transports import TRANSPORTS
 
 SHORT = {
     "fsx": "--ops 1500 --ops-per-file 150 --drop-every 100 --remount-every 700",
@@ -26,13 +27,20 @@ SHORT = {
 
 @pytest.mark.needs("root", "fuse")
 @pytest.mark.parametrize("kind", sorted(SHORT))
-def test_short_run_on_fuse(kind: str, tmp_path: Path) -> None:
-    assert stress.main([kind, *SHORT[kind].split(), "--scratch", os.fspath(tmp_path)]) == 0
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_short_run_on_fuse(kind: str, transport: str, tmp_path: Path) -> None:
+    arguments = ["--transport", transport, "--scratch", os.fspath(tmp_path)]
+    assert stress.main([kind, *SHORT[kind].split(), *arguments]) == 0
 
 
 @pytest.mark.needs("root", "fuse")
-def test_other_requests_are_answered_during_a_large_write_and_fsync(tmp_path: Path) -> None:
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_other_requests_are_answered_during_a_large_write_and_fsync(
+    transport: str, tmp_path: Path
+) -> None:
     arguments = [
+        "--transport",
+        transport,
         "--during",
         "fsync",
         "--mib",
@@ -133,10 +141,11 @@ def test_tree_that_changes_over_a_remount_is_reported(tmp_path: Path) -> None:
 
 
 @pytest.mark.needs("root", "fuse")
-def test_server_is_found_and_watched(tmp_path: Path) -> None:
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_server_is_found_and_watched(transport: str, tmp_path: Path) -> None:
     (tmp_path / "lower").mkdir()
     layers = targets.Layers.below(tmp_path, (tmp_path / "lower",))
-    target = targets.unionfs2_target()
+    target = targets.unionfs2_target(f"transport={transport}")
     target.mount(layers)
     try:
         server = fuse_server.find_server(layers.merged)

@@ -22,6 +22,7 @@ from unionfs2.errors import MountError, UsageError
         ("-o a -- -m", Arguments(options=[b"a"], positional=["-m"])),
         ("- m", Arguments(positional=["-", "m"])),
         ("s m -n -v -t fuse.unionfs2", Arguments(positional=["s", "m"])),
+        ("--transport=t m --transport u", Arguments(transport="u", positional=["m"])),
         ("--report-fd 7 m", Arguments(report_fd=7, positional=["m"])),
     ],
 )

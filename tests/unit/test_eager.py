@@ -122,6 +122,20 @@ async def test_a_waiter_can_be_cancelled() -> None:
             pass
 
 
+def test_nobody_spins_when_it_was_forbidden(pipe: tuple[int, int]) -> None:
+    read_end, _ = pipe
+
+    def busy() -> bool:
+        pytest.fail("it was about to spin")
+
+    async def main() -> None:
+        wait = eager.trio_for(read_end, busy, busy_poll=0).lowlevel.wait_readable
+        with trio.move_on_after(0.01):
+            await wait(read_end)
+
+    trio.run(main)
+
+
 def test_nobody_spins_while_threads_work(pipe: tuple[int, int]) -> None:
     read_end, _ = pipe
     asked = []

@@ -67,6 +67,15 @@ def test_one_lower_with_upper_and_two_lowers_without(bench: Bench) -> None:
     check_layers(replace(bench.spec, lower=(bench("l1"),), data=(bench("l2"),), upper=None))
 
 
+def test_passing_through_takes_privilege(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = replace(bench.spec, passthrough=True)
+    monkeypatch.setattr(privilege, "has_initial_capability", lambda _: True)
+    check_layers(spec)
+    monkeypatch.setattr(privilege, "has_initial_capability", lambda _: False)
+    with pytest.raises(PrivilegeError, match="passthrough needs CAP_SYS_ADMIN"):
+        check_layers(spec)
+
+
 def test_a_workdir_without_upper_is_not_looked_at(bench: Bench) -> None:
     check_layers(replace(bench.spec, upper=None, work=b"/there/is/no/such/directory"))
 

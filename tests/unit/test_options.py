@@ -3,11 +3,13 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from unionfs2 import transports
 from unionfs2.errors import OptionError
 from unionfs2.option_names import IGNORED, known_names
 from unionfs2.options import (
@@ -133,6 +135,46 @@ def test_limits_of_the_upper() -> None:
     assert unsupported(spec, "fuse") == []
 
 
+@pytest.mark.parametrize(
+    ("text", "fields"),
+    [
+        (b"transport=devfuse", {"transport": "devfuse"}),
+        (b"transport=pyfuse3,transport=auto", {}),
+        (b"writeback", {"writeback": "on"}),
+        (b"writeback=1", {"writeback": "on"}),
+        (b"writeback=0", {"writeback": "off"}),
+        (b"writeback,writeback=auto", {}),
+        (b"passthrough", {"passthrough": True}),
+        (b"passthrough=on,passthrough=off", {}),
+        (b"busy_poll=0", {"busy_poll": 0}),
+        (b"busy_poll=10000", {"busy_poll": 10_000}),
+    ],
+)
+def test_how_a_server_works(text: bytes, fields: dict[str, Any]) -> None:
+    assert spec_of(b"lowerdir=/l," + text) == MountSpec(lower=(b"/l",), **fields)
+
+
+def test_writeback_and_busy_poll_mean_nothing_to_the_kernels_overlay() -> None:
+    assert unsupported(spec_of(b"writeback=1,busy_poll=100"), "native") == []
+
+
+def test_a_transport_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transports, "SERVED", ("pyfuse3",))
+    assert transports.chosen("auto") == "pyfuse3"
+    with pytest.raises(OptionError, match="transport=devfuse is not part of this version"):
+        refuse_unsupported(spec_of(b"transport=devfuse,passthrough"), "fuse")
+
+
+def test_auto_takes_the_first_transport_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transports, "SERVED", ("devfuse", "pyfuse3"))
+    assert transports.chosen("auto") == "devfuse"
+    assert transports.chosen("pyfuse3") == "pyfuse3"
+    assert unsupported(spec_of(b"writeback"), "fuse") == []
+    assert unsupported(spec_of(b"passthrough,transport=devfuse"), "fuse") == []
+    both = MountSpec(passthrough=True, writeback="on")  # made in a program, not parsed
+    assert "exclude" in unsupported(both, "fuse")[0]
+
+
 def test_fsync_volatile_is_volatile() -> None:
     assert spec_of(b"fsync=volatile").volatile
     assert spec_of(b"volatile,fsync=0").volatile
@@ -214,6 +256,15 @@ def test_stray_colons_are_refused(value: bytes) -> None:
         (b"inodes=1k", "needs a number"),
         (b"inodes=9223372036854775808", "needs a number"),
         (b"inodes=0", "cannot be 0"),
+        (b"transport=libfuse", "use one of auto, pyfuse3, devfuse"),
+        (b"transport", "transport=VALUE"),
+        (b"writeback=yes", "use one of auto, on, off"),
+        (b"passthrough=auto", "use one of on, off"),
+        (b"passthrough,writeback", "exclude"),
+        (b"busy_poll=10001", "from 0 (never) to 10000"),
+        (b"busy_poll=-1", "from 0 (never) to 10000"),
+        (b"busy_poll=1ms", "from 0 (never) to 10000"),
+        (b"busy_poll", "needs a value"),
     ],
 )
 def test_refused_in_words(text: bytes, words: str) -> None:
@@ -260,6 +311,10 @@ def test_every_known_name_is_parsed_or_refused_on_purpose() -> None:
         (b"inodes=9", "native", "inodes="),
         (b"size=1G,inodes=9", "native", "size= and inodes="),
         (b"inodes=9", "fuse", "upperdir="),
+        (b"transport=pyfuse3", "native", "transport=: .*use the fuse backend"),
+        (b"passthrough", "native", "passthrough: .*use the fuse backend"),
+        (b"transport=pyfuse3,writeback", "fuse", "writeback=on: .*use transport=devfuse"),
+        (b"transport=pyfuse3,passthrough", "fuse", "passthrough: .*use transport=devfuse"),
     ],
 )
 def test_what_a_backend_cannot_do_is_refused_by_it(text: bytes, backend: str, words: str) -> None:
@@ -321,6 +376,9 @@ def _specs(draw: st.DrawFn) -> MountSpec:
             draw(st.dictionaries(st.sampled_from(["context", "rootcontext"]), _PATH)).items()
         ),
         source=draw(_ANY_PATH),
+        transport=draw(st.sampled_from(["auto", "pyfuse3", "devfuse"])),
+        writeback=draw(st.sampled_from(["auto", "off"])),
+        busy_poll=draw(st.none() | st.integers(0, 10_000)),
         debug=draw(st.booleans()),
         log=draw(st.none() | _ANY_PATH),
         journal=draw(st.booleans()),
@@ -328,6 +386,10 @@ def _specs(draw: st.DrawFn) -> MountSpec:
     )
     if not spec.userxattr and draw(st.booleans()):
         spec = replace(spec, metacopy=True, redirect_dir="on")
+    if draw(st.booleans()):
+        spec = replace(spec, writeback="on")
+    elif draw(st.booleans()):
+        spec = replace(spec, passthrough=True)
     return spec
 
 

@@ -16,7 +16,7 @@ from unionfs2.errors import (
     is_expected,
     sentence,
 )
-from unionfs2.options import MountSpec, parse_options
+from unionfs2.options import MountSpec, escape, parse_options
 
 _T = TypeVar("_T")
 
@@ -64,9 +64,11 @@ def for_each(program: str, targets: Iterable[_T], act: Callable[[_T], object]) -
 
 
 def read_spec(
-    texts: list[bytes], *, debug: bool, log: str | None, journal: bool
+    texts: list[bytes], *, debug: bool, log: str | None, journal: bool, transport: str | None
 ) -> tuple[MountSpec, tuple[str, ...]]:
-    """The spec of all -o texts together, and the options without effect."""
+    """The spec of all -o texts and switches together, and the options without effect."""
+    if transport is not None:
+        texts = [*texts, b"transport=" + escape(os.fsencode(transport))]
     parsed = parse_options(texts)
     spec = parsed.spec
     if debug:

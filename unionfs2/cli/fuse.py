@@ -34,6 +34,7 @@ SOURCE is accepted and ignored.
   -d, --debug      log every request to standard error; implies -f
   --log FILE       append the server's log to FILE (also -o log=FILE)
   --journal        send the server's log to the journal (also -o journal)
+  --transport T    what answers: auto, pyfuse3 or devfuse (also -o transport=T)
   -s               accepted without effect
   -V, --version    print the version and exit
   -h, --help       print this text and exit
@@ -52,6 +53,7 @@ class Arguments:
     version: bool = False
     journal: bool = False
     log: str | None = None
+    transport: str | None = None
     report_fd: int | None = None
 
 
@@ -67,7 +69,7 @@ _SWITCHES = {
     "--journal": "journal",
 }
 _WITHOUT_EFFECT = ("-s", "-n", "-v")  # of libfuse and of mount(8)'s helpers
-_VALUED = ("-o", "--log", "--report-fd", "-t")
+_VALUED = ("-o", "--log", "--transport", "--report-fd", "-t")
 
 
 def parse(argv: Sequence[str]) -> Arguments:
@@ -101,6 +103,8 @@ def _set_value(found: Arguments, name: str, value: str) -> None:
         found.options.append(os.fsencode(value))
     elif name == "--log":
         found.log = value
+    elif name == "--transport":
+        found.transport = value
     elif name == "--report-fd":
         if not value.isdigit():
             raise UsageError(f'--report-fd needs a number, got "{value}"')
@@ -137,7 +141,11 @@ def run(argv: Sequence[str], program: str = PROGRAM) -> int:
 def _mount(found: Arguments, program: str) -> int:
     target = _target(found)
     spec, _ = common.read_spec(
-        found.options, debug=found.debug, log=found.log, journal=found.journal
+        found.options,
+        debug=found.debug,
+        log=found.log,
+        journal=found.journal,
+        transport=found.transport,
     )
     if found.foreground or spec.debug:
         common.serve_in_foreground(spec, target)

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
-from unionfs2 import __version__
+from unionfs2 import __version__, transports
 from unionfs2.cli import common
 from unionfs2.cli.parser import COMMON, Parser, Verb, add_common, group, store_verb
 from unionfs2.errors import EXIT_OK, UsageError, show
@@ -30,7 +30,9 @@ def _mount(args: argparse.Namespace) -> int:
     target = os.fsencode(args.target)
     backend: Choice = getattr(args, "backend", "auto")
     texts = [os.fsencode(text) for text in args.options]
-    spec, _ = common.read_spec(texts, debug=args.debug, log=args.log, journal=args.journal)
+    spec, _ = common.read_spec(
+        texts, debug=args.debug, log=args.log, journal=args.journal, transport=args.transport
+    )
     if args.foreground or spec.debug:
         if backend == "native":
             raise UsageError(
@@ -50,7 +52,8 @@ def _mount(args: argparse.Namespace) -> int:
     for text in done.warnings:
         common.say(PROGRAM, f"warning: {text}")
     if args.verbose:
-        common.say(PROGRAM, f"{os.fsdecode(done.target)} is mounted by the {done.backend} backend")
+        how = f"{done.backend} backend" + (f", {done.transport}" if done.transport else "")
+        common.say(PROGRAM, f"{os.fsdecode(done.target)} is mounted by the {how}")
     return EXIT_OK
 
 
@@ -81,6 +84,7 @@ def _as_json(found: Sequence[MountStatus]) -> str:
         {
             "target": os.fsdecode(status.target),
             "backend": status.backend,
+            "transport": status.transport,
             "since": _when(status.since, utc=True),
             "pid": status.pid,
             "options": status.options,
@@ -102,17 +106,18 @@ def _when(since: float | None, *, utc: bool = False) -> str | None:
 
 
 def _as_table(found: Sequence[MountStatus]) -> str:
-    rows = [("MOUNTPOINT", "BACKEND", "SINCE", "PID")]
+    rows = [("MOUNTPOINT", "BACKEND", "TRANSPORT", "SINCE", "PID")]
     rows += [
         (
             show(status.target),
             status.backend,
+            status.transport or "-",
             _when(status.since) or "-",
             str(status.pid or "-"),
         )
         for status in found
     ]
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
@@ -130,6 +135,11 @@ def _fill_mount(parser: Parser, _: Sequence[str] | None) -> None:
     parser.add_argument("-d", "--debug", action="store_true", help="log requests; implies -f")
     parser.add_argument("-v", "--verbose", action="store_true", help="say which backend, and why")
     parser.add_argument("--backend", choices=("auto", "native", "fuse"), default=argparse.SUPPRESS)
+    parser.add_argument(
+        "--transport",
+        choices=("auto", *transports.NAMES),
+        help="what answers on /dev/fuse; the same as -o transport=",
+    )
     parser.add_argument("--log", metavar="FILE", help="append the server's log to FILE")
     parser.add_argument("--journal", action="store_true", help="log to the journal")
     parser.set_defaults(run=_mount, takes=("backend",))

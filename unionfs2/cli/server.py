@@ -7,17 +7,23 @@ very mount, told by its id: somebody may have put another one in the same place 
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import resource
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING, Final, Protocol
 
-from unionfs2 import attach, locks, mountcalls, mounts, privilege, syscalls
+from unionfs2 import attach, locks, mountcalls, mounts, privilege, syscalls, transports
 from unionfs2.errors import BusyError, MountError, sentence
 from unionfs2.layercheck import check_layers
 from unionfs2.mountcalls import MountEntry
 from unionfs2.options import MountSpec
+from unionfs2.transports import Transport
+
+if TYPE_CHECKING:
+    from unionfs2.union import UnionFS
 
 _log = logging.getLogger(__name__)
 
@@ -29,14 +35,14 @@ def serve_mount(
 
     Calls *ready* once requests are answered; *warn* before that. Raises UnionFSError or OSError.
     """
-    # The heavy half, pyfuse3 and trio, is loaded here so that the starting process stays light.
-    from unionfs2.fs_ops import serve  # noqa: PLC0415
+    # The heavy half is loaded here so that the starting process stays light.
     from unionfs2.union import UnionFS  # noqa: PLC0415
 
     raise_descriptor_limit()
     if spec.userxattr is None:
         spec = replace(spec, userxattr=privilege.default_userxattr())
     check_layers(spec, "fuse")
+    serve = load_serve(transports.chosen(spec.transport))
     held = locks.acquire(spec)
     for text in held.warnings:
         _log.warning("%s", text)
@@ -47,7 +53,7 @@ def serve_mount(
         fuse_fd = attach.attach(replace(spec, read_only=spec.read_only or not spec.upper), target)
         entry = mountcalls.find_mount(target)
         try:
-            record = mounts.record(target, "fuse", spec, os.getpid())
+            record = mounts.record(target, "fuse", spec, os.getpid(), transport_of(serve))
             try:
                 serve(
                     fs,
@@ -62,6 +68,45 @@ def serve_mount(
                 mounts.forget(record)
         finally:
             unmount_own(entry)
+
+
+#: The module of each transport; it has a function serve().
+_MODULES: Final[dict[Transport, str]] = {
+    "pyfuse3": "unionfs2.fs_ops",
+    "devfuse": "unionfs2.devfuse",
+}
+
+
+class Serve(Protocol):
+    """Answer requests of *fuse_fd* until it is unmounted or a signal asks to end."""
+
+    __module__: str
+
+    def __call__(
+        self,
+        fs: UnionFS,
+        fuse_fd: int,
+        *,
+        mountpoint: str,
+        spec: MountSpec,
+        ready: Callable[[], None],
+        unmount: Callable[[], None] | None,
+        debug: bool,
+    ) -> None: ...
+
+
+def load_serve(transport: Transport) -> Serve:
+    """The function that serves; of the libraries, only those that *transport* uses are loaded."""
+    serve: Serve = importlib.import_module(_MODULES[transport]).serve
+    return serve
+
+
+def transport_of(serve: Serve) -> Transport | None:
+    """The transport that *serve* really belongs to, whatever was asked for."""
+    for transport, module in _MODULES.items():
+        if f"{serve.__module__}.".startswith(f"{module}."):
+            return transport
+    return None
 
 
 def raise_descriptor_limit() -> None:

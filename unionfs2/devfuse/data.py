@@ -1,0 +1,362 @@
+"""Requests about the data of files, in two ways.
+
+Stateless, where the kernel can: the one ENOSYS to OPEN, RELEASE is never sent, and READ and WRITE
+name the node (``nodefiles``). A copy-up then comes with the first change, not with the open.
+
+With handles, where somebody must know when a file is closed: limits (``quota``) and passthrough,
+and kernels that have no other way. OPEN copies up, as the kernel's overlay does.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from functools import partial
+from mmap import mmap
+from typing import TYPE_CHECKING, Final
+
+from unionfs2 import files as corefiles
+from unionfs2 import longwork
+from unionfs2 import syscalls as sc
+from unionfs2.handles import write_or_fail, write_whole
+from unionfs2.stack import oserror
+
+from . import abi, codec
+from .door import caller_of
+from .session import TRANSFER_MAX
+from .workers import Later
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from unionfs2.handles import FileHandle
+    from unionfs2.nodefiles import NodeFile
+    from unionfs2.nodes import Node
+
+    from .codec import Request
+    from .door import Door, Handler, Outcome
+
+#: Copies between files up to this size are done at once.
+_INLINE_RANGE: Final = 256 << 10
+_WHENCE: Final = (os.SEEK_DATA, os.SEEK_HOLE)
+
+
+class Data:
+    """Handlers of one door."""
+
+    def __init__(self, door: Door) -> None:
+        self._door = door
+        self._fs = door.fs
+        self._by_id = door.stack.nodes.by_id
+        self._buffer = mmap(-1, TRANSFER_MAX)
+        self._view = memoryview(self._buffer)
+
+    def handlers(self) -> dict[int, Handler]:
+        return {
+            abi.OPEN: self.open,
+            abi.CREATE: self.create,
+            abi.TMPFILE: self.tmpfile,
+            abi.RELEASE: self.release,
+            abi.READ: self.read,
+            abi.WRITE: self.write,
+            abi.FLUSH: self.flush,
+            abi.FSYNC: self.fsync,
+            abi.FALLOCATE: self.fallocate,
+            abi.LSEEK: self.lseek,
+            abi.COPY_FILE_RANGE: partial(self.copy_file_range, codec.written),
+            abi.COPY_FILE_RANGE_64: partial(self.copy_file_range, codec.copied_64),
+            abi.SYNCFS: self.syncfs,
+        }
+
+    # --- opening -------------------------------------------------------------------------------
+
+    def open(self, req: Request, flags: int, _: int) -> Outcome:
+        door, fs = self._door, self._fs
+        if door.settings.stateless:
+            raise oserror(errno.ENOSYS)  # which the kernel remembers: no more OPEN, no RELEASE
+        node = door.node(req.nodeid)
+        if not corefiles.wants_write(flags):
+            return self._opened(req, node, flags, writing=False)
+        fs.check_open(node, flags)
+        then = partial(self._opened, req, node, flags, writing=True)
+        return door.copied_up(node, then, limit=corefiles.copy_limit(flags))
+
+    def _opened(self, req: Request, node: Node, flags: int, *, writing: bool) -> Outcome:
+        fs = self._fs
+        handle = fs.open_file(node, flags, caller_of(req) if writing else None)
+        # A read that the page cache answers does not reach us; where it would have to change the
+        # access time, the cache goes, and the read comes.
+        keep = bool(flags & os.O_NOATIME) or not fs.atime_is_due(handle)
+        return codec.opened(req.unique, handle.fd, abi.FOPEN_KEEP_CACHE if keep else 0)
+
+    def create(
+        self, req: Request, flags: int, mode: int, umask: int, _: int, name: bytes
+    ) -> Outcome:
+        door = self._door
+        if door.settings.stateless:
+            raise oserror(errno.ENOSYS)  # the kernel makes it by MKNOD from now on
+        parent = door.directory(req.nodeid)
+        handle, st = self._fs.create(parent, name, mode, flags, caller_of(req, umask))
+        return self._made(req, handle, st)
+
+    def _made(self, req: Request, handle: FileHandle, st: os.stat_result) -> bytes:
+        reply = self._door.entry(req, (handle.node, st))
+        return codec.with_open(reply, req.unique, handle.fd, abi.FOPEN_KEEP_CACHE)
+
+    def tmpfile(
+        self, req: Request, flags: int, mode: int, umask: int, _: int, _name: bytes
+    ) -> Outcome:
+        door, fs = self._door, self._fs
+        parent, caller = door.directory(req.nodeid), caller_of(req, umask)
+        if not door.settings.stateless:
+            return self._made(req, *fs.create_nameless(parent, mode, flags, caller))
+        node, st, fd = fs.make_nameless(parent, mode, os.O_RDWR, caller)
+        door.files.adopt(node, fd)
+        reply = door.entry(req, (node, st))
+        return codec.with_open(reply, req.unique, 0, abi.FOPEN_KEEP_CACHE)
+
+    def release(self, req: Request, fh: int, *_: int) -> Outcome:
+        if fh:  # 0: made by TMPFILE of a stateless door
+            self._fs.release(self._fs.file(fh))
+        return codec.ok(req.unique)
+
+    # --- reading -------------------------------------------------------------------------------
+
+    def read(self, req: Request, fh: int, offset: int, size: int, *_: int) -> Outcome:
+        door = self._door
+        size = min(size, TRANSFER_MAX)
+        if fh:
+            return self._read(req, self._fs.file(fh).fd, offset, size, None)
+        node = self._by_id.get(req.nodeid)
+        if node is None or not node.is_regular:
+            node = self._regular(req)
+        file = door.files.reading(node)
+        return self._read(req, file.fd, offset, size, file)
+
+    def _regular(self, req: Request) -> Node:
+        node = self._door.node(req.nodeid)
+        if not node.is_regular:
+            raise oserror(errno.EISDIR if node.is_dir else errno.EINVAL, node.name)
+        return node
+
+    def _read(
+        self, req: Request, fd: int, offset: int, size: int, file: NodeFile | None
+    ) -> Outcome:
+        if not req.inline:
+            return codec.data(req.unique, longwork.read_whole(fd, offset, size))
+        view = self._view[:size]
+        try:
+            done = os.preadv(fd, (view,), offset, os.RWF_NOWAIT)
+        except BlockingIOError:
+            done = -1
+        except OSError as exc:
+            if exc.errno != errno.EOPNOTSUPP:
+                raise
+            done = os.preadv(fd, (view,), offset)  # file systems in memory do not wait
+            return codec.data(req.unique, view[:done])
+        if done == size or not done:
+            return codec.data(req.unique, view[:done])
+        if done > 0 and offset + done >= os.fstat(fd).st_size:
+            return codec.data(req.unique, view[:done])
+        if size <= longwork.INLINE_READ and not self._door.reading_waits:
+            return codec.data(req.unique, longwork.read_whole(fd, offset, size))
+        return self._read_later(req, fd, offset, size, file)
+
+    def _read_later(
+        self, req: Request, fd: int, offset: int, size: int, file: NodeFile | None
+    ) -> Later:
+        work = partial(longwork.read_whole, fd, offset, size)
+        then = partial(codec.data, req.unique)
+        return self._reserved(work, then, (file,), reads=True)
+
+    def _reserved(
+        self,
+        work: Callable[[], object],
+        then: Callable[..., Outcome],
+        files: tuple[NodeFile | None, ...],
+        *,
+        reads: bool = False,
+    ) -> Later:
+        """Work in a thread on descriptors that stay open meanwhile."""
+        mine = [self._door.files.use(file) for file in files if file is not None]
+
+        def cleanup() -> None:
+            for file in mine:
+                self._door.files.done(file)
+
+        return Later(work, then, cleanup=cleanup, reads=reads)
+
+    # --- writing -------------------------------------------------------------------------------
+
+    def write(
+        self, req: Request, fh: int, offset: int, write_flags: int, flags: int, data: memoryview
+    ) -> Outcome:
+        door = self._door
+        if fh:
+            return self._write_handle(req, self._fs.file(fh), offset, write_flags, data)
+        node = self._by_id.get(req.nodeid)
+        if node is None or not node.is_regular:
+            node = self._regular(req)
+        if node.low is not None or node.flags & corefiles.PROTECTED:
+            cached = bool(write_flags & abi.WRITE_CACHE)
+            appending = self._appends(node, offset, data) if cached else bool(flags & os.O_APPEND)
+            self._fs.check_write(node, append=appending)
+        then = partial(self._write_node, req, node, offset, write_flags, flags, data)
+        if node.low is None and not door.copies:
+            return then()
+        return door.copied_up(node, then, nameless=True)
+
+    def _appends(self, node: Node, offset: int, data: memoryview) -> bool:
+        """Whether a write from the kernel's cache, whole pages, leaves alone what is there."""
+        there = longwork.read_whole(self._door.files.reading(node).fd, offset, len(data))
+        return data[: len(there)] == there
+
+    def _write_node(
+        self, req: Request, node: Node, offset: int, write_flags: int, flags: int, data: memoryview
+    ) -> Outcome:
+        door = self._door
+        file = door.files.writing(node)
+        if write_flags & abi.WRITE_KILL_SUIDGID:
+            self._fs.kill_suid_sgid(node, caller_of(req))
+        write: Callable[[int, memoryview, int], int] = write_whole
+        sync = False
+        if write_flags & abi.WRITE_CACHE:
+            write = partial(self._write_back, node)
+        elif flags & (os.O_SYNC | os.O_DSYNC):
+            sync, write = True, self._write_synced
+        if req.inline and (sync or len(data) >= longwork.THREAD_WRITE or door.copies):
+            work = partial(write, file.fd, data, offset)
+            return self._reserved(work, partial(codec.written, req.unique), (file,))
+        return codec.written(req.unique, write(file.fd, data, offset))
+
+    def _write_back(self, node: Node, fd: int, data: memoryview, offset: int) -> int:
+        """What the kernel held back; the next writer is to hear of an error at once."""
+        try:
+            return write_or_fail(fd, data, offset)
+        except OSError as exc:
+            self._door.refusing[node] = exc.errno or errno.EIO
+            self._door.device.notify(codec.inval_inode(node.id, -1, 0))
+            raise
+
+    def _write_synced(self, fd: int, data: memoryview, offset: int) -> int:
+        """A write of a file opened with O_SYNC or O_DSYNC, whose descriptor here is without."""
+        done = write_whole(fd, data, offset)
+        if not self._door.stack.policy.volatile:
+            sc.fdatasync(fd)
+        return done
+
+    def _write_handle(
+        self, req: Request, handle: FileHandle, offset: int, write_flags: int, data: memoryview
+    ) -> Outcome:
+        if write_flags & abi.WRITE_KILL_SUIDGID:
+            self._fs.kill_suid_sgid(handle.node, caller_of(req))
+        work = partial(self._fs.write, handle, offset, data)
+        then = partial(codec.written, req.unique)
+        if req.inline and (handle.sync or len(data) >= longwork.THREAD_WRITE or self._door.copies):
+            return Later(work, then)
+        return then(work())
+
+    # --- the disk ------------------------------------------------------------------------------
+
+    def flush(self, *_: object) -> Outcome:
+        """Nothing is held back, so there is nothing to flush; the kernel asks just once."""
+        raise oserror(errno.ENOSYS)
+
+    def fsync(self, req: Request, fh: int, flags: int) -> Outcome:
+        data_only = bool(flags & abi.FSYNC_FDATASYNC)
+        done = partial(_done, req.unique)
+        if fh:
+            return Later(partial(self._fs.sync, self._fs.file(fh), data_only=data_only), done)
+        node = self._regular(req)
+        self._door.check_free(node)
+        if node.low is not None or self._door.stack.policy.volatile:
+            return codec.ok(req.unique)  # a lower file is clean by definition (ovl_fsync())
+        file = self._door.files.writing(node)
+        work = partial(sc.fdatasync if data_only else sc.fsync, file.fd)
+        return self._reserved(work, done, (file,))
+
+    def syncfs(self, req: Request) -> Outcome:
+        fd = self._fs.open_for_sync(self._fs.root)
+        if fd is None:
+            return codec.ok(req.unique)
+        return Later(
+            partial(sc.syncfs, fd), partial(_done, req.unique), cleanup=partial(os.close, fd)
+        )
+
+    # --- ranges --------------------------------------------------------------------------------
+
+    def _target(self, node: Node, fh: int) -> tuple[int, NodeFile | None]:
+        """(descriptor to write to, the file to reserve)."""
+        if fh:
+            return self._fs.file(fh).fd, None
+        file = self._door.files.writing(node)
+        return file.fd, file
+
+    def fallocate(self, req: Request, fh: int, offset: int, length: int, mode: int) -> Outcome:
+        node = self._regular(req)
+        self._fs.check_write(node, append=False)
+        then = partial(self._allocate, req, node, fh, offset, length, mode)
+        return self._door.copied_up(node, then, nameless=True)
+
+    def _allocate(
+        self, req: Request, node: Node, fh: int, offset: int, length: int, mode: int
+    ) -> Outcome:
+        self._fs.drop_privileges(node, caller_of(req))
+        done = partial(_done, req.unique)
+        if fh:
+            work = partial(self._fs.fallocate, self._fs.file(fh), mode, offset, length)
+            return Later(work, done)
+        fd, file = self._target(node, fh)
+        return self._reserved(partial(sc.fallocate, fd, mode, offset, length), done, (file,))
+
+    def lseek(self, req: Request, fh: int, offset: int, whence: int) -> Outcome:
+        node = self._regular(req)
+        if whence not in _WHENCE:
+            raise oserror(errno.EINVAL)
+        if fh:
+            return codec.position(req.unique, os.lseek(self._fs.file(fh).fd, offset, whence))
+        return self._door.written_back(node, partial(self._seek, req, node, offset, whence))
+
+    def _seek(self, req: Request, node: Node, offset: int, whence: int, _: object) -> Outcome:
+        fd = self._door.files.reading(node).fd
+        return codec.position(req.unique, os.lseek(fd, offset, whence))
+
+    def copy_file_range(
+        self, pack: Callable[[int, int], bytes], req: Request,
+        _fh_in: int, off_in: int, out_id: int, fh_out: int, off_out: int, length: int, _flags: int,
+    ) -> Outcome:  # fmt: skip
+        source = self._regular(req)
+        target = self._door.node(out_id)
+        if not target.is_regular:
+            raise oserror(errno.EINVAL)
+        self._fs.check_write(target, append=False)
+        then = partial(self._copy, pack, req, source, off_in, target, fh_out, off_out, length)
+        return self._door.copied_up(target, then, nameless=True)
+
+    def _copy(
+        self, pack: Callable[[int, int], bytes], req: Request, source: Node,
+        off_in: int, target: Node, fh_out: int, off_out: int, length: int,
+    ) -> Outcome:  # fmt: skip
+        self._door.check_free(source)
+        self._fs.drop_privileges(target, caller_of(req))
+        if fh_out and self._fs.file(fh_out).account is not None:
+            raise oserror(errno.EOPNOTSUPP)  # the kernel copies by READ and WRITE, which count
+        fd_out, out_file = self._target(target, fh_out)
+        # A descriptor of its own: copying is no reading, and leaves the access time alone.
+        fd_in = corefiles.open_for_copy(self._door.stack, source)
+        length = min(length, 1 << 30)
+        work = partial(sc.copy_range, fd_in, fd_out, length, off_in, off_out)
+        later = self._reserved(work, partial(pack, req.unique), (out_file,))
+        inner = later.cleanup
+
+        def cleanup() -> None:
+            os.close(fd_in)
+            if inner is not None:
+                inner()
+
+        later.cleanup = cleanup
+        return later
+
+
+def _done(unique: int, _: object = None) -> bytes:
+    return codec.ok(unique)

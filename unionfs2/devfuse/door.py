@@ -1,0 +1,329 @@
+"""The door of ``devfuse``: from a message to the core and back, and what holds while that happens.
+
+Order and locking:
+
+* One thread reads the device and works on each request at once: most take microseconds.
+* Invariant: the core is entered under ``lock`` only. A handler has it from beginning to end.
+* What takes long goes on in a worker thread without the lock, with descriptors it owns or has
+  reserved, and takes the lock again to finish (``Later``).
+* A request that needs a file which is being copied up waits for that (``Busy``), and starts again
+  from its beginning; nothing that a handler does before it finds out may have an effect.
+* The kernel orders what must not overtake (it holds the locks of directories and of written
+  ranges while it waits for us); requests that it sends at the same time may be done in any order.
+* What copy-up changed behind the kernel's back is invalidated under the lock, before the answer.
+
+Exceptions end here: an OSError or a UnionFSError is an answer, anything else is logged once and is
+answered with EIO.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import threading
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from unionfs2 import longwork
+from unionfs2 import nodes as nd
+from unionfs2 import syscalls as sc
+from unionfs2.errors import UnionFSError
+from unionfs2.model import Caller
+from unionfs2.nodefiles import NodeFiles
+from unionfs2.nodes import Dir, Node
+from unionfs2.stack import Found, oserror
+from unionfs2.union import UnionFS
+
+from . import abi, codec
+from .codec import Reply, Request
+from .device import Device
+from .session import Settings
+from .workers import Busy, Later, Workers
+
+_log = logging.getLogger(__name__)
+
+#: What a handler gives: an answer, work to go on with, or nothing where none is expected.
+Outcome = Reply | Later | None
+Handler = Callable[..., Outcome]
+
+_FILES_MAX = 256
+_WATCHED = nd.IMMUTABLE | nd.APPEND_ONLY
+
+
+class Door:
+    """State of one connection that all handlers share."""
+
+    def __init__(self, fs: UnionFS, device: Device, *, debug: bool = False) -> None:
+        self.fs = fs
+        self.stack = fs.stack
+        self.device = device
+        self.debug = debug
+        self.lock = threading.Lock()
+        self.settings = Settings(0, 0, 0)
+        self.files = NodeFiles(fs.stack, min(_FILES_MAX, fs.stack.cache.limit // 2))
+        self.handlers: dict[int, Handler] = {}
+        self._by_id = fs.stack.nodes.by_id
+        self._readers = Workers("reader", sc.unshare_fs_state)
+        self._writers = Workers("writer", sc.unshare_fs_state)
+        # For each node on its way up those who wait for it.
+        self._copying: dict[Node, list[Request]] = {}
+        self._parked: dict[int, Node] = {}
+        # Nodes whose data the kernel could not write back lately, and the errno of that.
+        self.refusing: dict[Node, int] = {}
+        # Nodes whose attributes the kernel is to forget again after it was answered: so it asks
+        # before each write, and a write that the kernel would only hold back can be refused. It
+        # does not ask before reads (fuse_cache_write_iter(), fuse_get_cache_mask()).
+        self.watched: list[Node] = []
+
+    # --- helpers of handlers -----------------------------------------------------------------
+
+    def node(self, node_id: int) -> Node:
+        """ESTALE for a node that was forgotten."""
+        found = self._by_id.get(node_id)
+        return found if found is not None else self.fs.node(node_id)
+
+    def directory(self, node_id: int) -> Dir:
+        found = self._by_id.get(node_id)
+        if found is not None and found.is_dir:
+            return found  # type: ignore[return-value]
+        return self.fs.directory(node_id)
+
+    def entry(self, req: Request, found: Found) -> bytes:
+        """The answer that hands a node out."""
+        node, st = found
+        node.lookups += 1
+        if node.flags & _WATCHED:
+            self.watched.append(node)
+        return codec.entry(req.unique, node.id, node.ino, self.fs.nlink_of(node, st), st)
+
+    def attributes(self, req: Request, node: Node) -> bytes:
+        st = self.stack.stat(node)
+        if node.flags & _WATCHED or node in self.refusing:
+            self.watched.append(node)
+        return codec.attr(req.unique, node.ino, self.fs.nlink_of(node, st), st)
+
+    def check_writer(self, node: Node) -> None:
+        """Refuse what is about to be held back by the kernel, and would be refused later.
+
+        EPERM for immutable files, and the errno of the last failure, unless there is room now.
+        """
+        if node.flags & nd.IMMUTABLE:
+            raise oserror(errno.EPERM, node.name)
+        number = self.refusing.get(node)
+        if number is None:
+            return
+        if number == errno.ENOSPC and self.fs.statfs().f_bavail == 0:
+            raise oserror(number, node.name)
+        del self.refusing[node]
+        if number not in (errno.ENOSPC, errno.EDQUOT):
+            raise oserror(number, node.name)
+
+    @property
+    def reading_waits(self) -> bool:
+        """Whether a read that has to ask the disk would wait behind writers."""
+        return bool(self._copying) or self._writers.busy
+
+    @property
+    def copies(self) -> bool:
+        """Whether anything is being copied up, so that disks are busy."""
+        return bool(self._copying)
+
+    def check_free(self, node: Node | None) -> None:
+        """Raise Busy while *node* is copied up."""
+        if node is not None and node in self._copying:
+            raise Busy(node)
+
+    def copied_up(
+        self,
+        node: Node,
+        then: Callable[[], Outcome],
+        *,
+        limit: int | None = None,
+        nameless: bool = False,
+    ) -> Outcome:
+        """*then* when the data of *node* is in the upper; what needs no data copied is left to it.
+
+        *limit*: bytes wanted at most. *nameless*: also a lower file whose name has gone, since
+        somebody has it open for writing.
+        """
+        self.check_free(node)
+        if node.low is None or not node.is_regular:
+            return then()
+        nameless = nameless and self.settings.stateless
+        job = self.fs.begin_copy_up(node, limit, nameless=nameless)
+        if job is None:
+            return then()
+        if longwork.copy_is_short(job.size, volatile=self.stack.policy.volatile):
+            try:
+                job.run()
+                job.publish()
+            finally:
+                job.close()
+            return then()
+        self._copying[node] = []
+
+        def publish(_: object) -> Outcome:
+            job.publish()
+            job.close()
+            return then()
+
+        def cleanup() -> None:
+            job.close()
+            self._settled(node)
+
+        return Later(job.run, publish, cleanup=cleanup)
+
+    def written_back(self, node: Node, then: Callable[[object], Outcome]) -> Outcome:
+        """*then* when the kernel has written back what it held of the data of *node*.
+
+        In a thread, because the kernel waits there for WRITE requests that we have to answer.
+        """
+        if not self.settings.has(abi.WRITEBACK_CACHE):
+            return then(None)
+        message = codec.inval_inode(node.id, 0, 0)
+        return Later(partial(self.device.notify, message), then)
+
+    def _settled(self, node: Node) -> None:
+        for waiting in self._copying.pop(node, ()):
+            if self._parked.pop(waiting.unique, None) is not None:
+                self._writers.submit(self._again, waiting)
+
+    # --- requests ----------------------------------------------------------------------------
+
+    def process(self, length: int) -> None:
+        """Work on the message that the device has read."""
+        try:
+            req = codec.decode(self.device.buffer, length)
+        except codec.ProtocolError as exc:
+            _log.error("not understood: %s", exc)
+            if exc.unique:
+                self.device.answer(codec.failed(exc.unique, errno.EINVAL))
+            return
+        if self.debug:
+            _log.debug("%r %r", req, req.args[:3])
+        handler = self.handlers.get(req.opcode)
+        if handler is None:
+            self.device.answer(codec.failed(req.unique, errno.ENOSYS))
+            return
+        outcome = self._guarded(req, self._locked, req, handler)
+        if outcome is not None and not isinstance(outcome, Later):
+            self.device.answer(outcome)
+            if self.watched:
+                self._forget_attributes()
+            return
+        if req.opcode == abi.WRITE:
+            req.kept = self.device.take_buffer()
+        if outcome is not None:
+            req.inline = False
+            self._submit(req, outcome)
+
+    def _submit(self, req: Request, later: Later) -> None:
+        pool = self._readers if later.reads else self._writers
+        pool.submit(self._finish, req, later)
+
+    def _again(self, req: Request) -> None:
+        req.inline = False
+        self._finish(req, self._guarded(req, self._locked, req, self.handlers[req.opcode]))
+
+    def _finish(self, req: Request, outcome: Outcome) -> None:
+        """Do what is left, step by step, and answer; in a worker thread."""
+        while isinstance(outcome, Later):
+            outcome = self._guarded(req, self._step, outcome)
+        if outcome is None:
+            return  # it waits again, or nobody is to be answered
+        self.device.answer(outcome)
+        self._forget_attributes()
+        if req.kept is not None:
+            self.device.give_back(req.kept)
+
+    def _step(self, later: Later) -> Outcome:
+        try:
+            result = later.work()
+        except BaseException:
+            self._under_lock(later.cleanup)
+            raise
+        with self.lock:
+            try:
+                return later.then(result)  # type: ignore[no-any-return]
+            finally:
+                if later.cleanup is not None:
+                    later.cleanup()
+                self._tell()
+
+    def _under_lock(self, work: Callable[[], None] | None) -> None:
+        if work is not None:
+            with self.lock:
+                work()
+                self._tell()
+
+    def _locked(self, req: Request, handler: Handler) -> Outcome:
+        with self.lock:
+            cache = self.stack.cache
+            if len(cache) > cache.limit:
+                cache.trim()
+            try:
+                return handler(req, *req.args)
+            except Busy as busy:
+                self._copying[busy.node].append(req)
+                self._parked[req.unique] = busy.node
+                return None
+            finally:
+                if self.stack.changed:
+                    self._tell()
+
+    def _guarded(self, req: Request, work: Callable[..., Outcome], *args: Any) -> Outcome:
+        """The only place where an exception becomes an errno."""
+        try:
+            return work(*args)
+        except OSError as exc:
+            if self.debug:
+                _log.debug("%r: %s", req, exc)
+            number = exc.errno or errno.EIO
+        except UnionFSError as exc:
+            _log.warning("%r: %s", req, exc)
+            number = exc.errno
+        except codec.ProtocolError as exc:
+            _log.error("not understood: %r: %s", req, exc)
+            number = errno.EINVAL
+        except Exception:  # noqa: BLE001 - whatever it is, the mount must live on
+            _log.exception("unexpected error in %r", req)
+            number = errno.EIO
+        row = abi.ROWS.get(req.opcode)
+        return codec.failed(req.unique, number) if row is None or row.answered else None
+
+    def _tell(self) -> None:
+        """Have the kernel ask again for attributes that changed behind its back."""
+        changed = self.stack.changed
+        while changed:
+            node = changed.pop()
+            if node.id and node.lookups:
+                self.device.notify(codec.inval_inode(node.id, -1, 0))
+
+    def _forget_attributes(self) -> None:
+        if self.settings.has(abi.WRITEBACK_CACHE):
+            while self.watched:
+                self.device.notify(codec.inval_inode(self.watched.pop().id, -1, 0))
+        else:
+            self.watched.clear()
+
+    # --- requests about requests ---------------------------------------------------------------
+
+    def interrupt(self, _: Request, unique: int) -> Outcome:
+        """Give up a request that only waits; what is being done is done to its end."""
+        node = self._parked.pop(unique, None)
+        if node is not None:
+            waiting = self._copying.get(node, [])
+            waiting[:] = [req for req in waiting if req.unique != unique]
+            self.device.answer(codec.failed(unique, errno.EINTR))
+        return None
+
+    def close(self) -> None:
+        """Nothing is asked any more."""
+        with self.lock:
+            self.files.close()
+
+
+def caller_of(req: Request, umask: int = 0) -> Caller:
+    """Who has sent *req*; ids in the user namespace of the mount."""
+    return Caller(req.uid, req.gid, req.pid, umask)

@@ -1,0 +1,120 @@
+"""Data of files by node, for a door whose opens send no message.
+
+Such a door knows neither when a file is opened nor when it is closed, and reads and writes name the
+node. Descriptors are kept for the few files in use, opened when needed and closed when others need
+the room; nothing is lost with them, so there is no state that a handle would have to hold.
+
+Invariant: a descriptor that is given out is of the object that the node has now (``low``).
+Invariant: a descriptor with users is not closed.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections import OrderedDict
+
+from . import attrs
+from .branch import RealDir
+from .nodes import Node
+from .stack import Stack
+
+_OWNER_RW = stat.S_IRUSR | stat.S_IWUSR
+
+
+class NodeFile:
+    """An open descriptor of the data of one node."""
+
+    __slots__ = ("closing", "fd", "low", "users", "writable")
+
+    def __init__(self, fd: int, low: RealDir | None, *, writable: bool) -> None:
+        self.fd = fd
+        self.low = low
+        self.writable = writable
+        self.users = 0  # who works with the descriptor outside the lock of the core
+        self.closing = False
+
+
+class NodeFiles:
+    """The descriptors of one mount; for the thread that holds the core."""
+
+    def __init__(self, stack: Stack, limit: int) -> None:
+        self._stack = stack
+        self._limit = limit
+        self._open: OrderedDict[Node, NodeFile] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def reading(self, node: Node) -> NodeFile:
+        """A descriptor to read from. OSError of open(2)."""
+        found = self._open.get(node)
+        if found is not None and found.low is node.low:
+            return found
+        return self._keep(node, os.O_RDONLY)
+
+    def writing(self, node: Node) -> NodeFile:
+        """A descriptor to write to. needs: *node* is in the upper."""
+        found = self._open.get(node)
+        if found is not None and found.writable and found.low is node.low:
+            return found
+        return self._keep(node, os.O_RDWR)
+
+    def adopt(self, node: Node, fd: int) -> NodeFile:
+        """Keep *fd*, open for reading and writing, of an object just made."""
+        return self._add(node, NodeFile(fd, node.low, writable=True))
+
+    def drop(self, node: Node) -> None:
+        """Close what is open of a node that goes, or whose object has changed."""
+        found = self._open.pop(node, None)
+        if found is not None:
+            self._close(found)
+
+    def use(self, file: NodeFile) -> NodeFile:
+        """Keep *file* open until done(), whatever happens to the node."""
+        file.users += 1
+        return file
+
+    def done(self, file: NodeFile) -> None:
+        file.users -= 1
+        if file.closing:
+            self._close(file)
+
+    def close(self) -> None:
+        """Close everything; nobody works with any descriptor any more."""
+        while self._open:
+            os.close(self._open.popitem()[1].fd)
+
+    def _keep(self, node: Node, flags: int) -> NodeFile:
+        self.drop(node)
+        fd = self._open_object(node, flags)
+        return self._add(node, NodeFile(fd, node.low, writable=flags == os.O_RDWR))
+
+    def _add(self, node: Node, file: NodeFile) -> NodeFile:
+        self._open[node] = file
+        if len(self._open) > self._limit:
+            self._close(self._open.popitem(last=False)[1])
+        return file
+
+    @staticmethod
+    def _close(file: NodeFile) -> None:
+        if file.users:
+            file.closing = True
+        else:
+            os.close(file.fd)
+
+    def _open_object(self, node: Node, flags: int) -> int:
+        stack = self._stack
+        try:
+            return attrs.open_object(stack, node, flags)
+        except PermissionError:
+            if stack.policy.overrides_modes or not node.in_upper:
+                raise
+        # The kernel has let somebody open the file, perhaps with a mode that it does not have any
+        # more. A server without CAP_DAC_OVERRIDE lends itself the right, as for directories.
+        mode = stat.S_IMODE(stack.stat(node).st_mode)
+        attrs.change_mode(stack, node, mode | _OWNER_RW)
+        try:
+            return attrs.open_object(stack, node, flags)
+        finally:
+            attrs.change_mode(stack, node, mode)
