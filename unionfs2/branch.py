@@ -22,6 +22,9 @@ from . import syscalls as sc
 # Ancestors that stay open when a directory is reached again from far above; the others are only
 # passed through, so that any depth can be reached with few descriptors.
 _KEPT_OPEN = 32
+_LIST = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+#: How a directory of an untouched branch is opened by name to be listed.
+DIR_TO_LIST = _LIST | os.O_NOFOLLOW
 
 
 class FdCache:
@@ -35,6 +38,10 @@ class FdCache:
 
     def __len__(self) -> int:
         return len(self._open)
+
+    @property
+    def has_room(self) -> bool:
+        return len(self._open) < self.limit
 
     def add(self, directory: RealDir) -> None:
         self._open[directory] = None
@@ -131,14 +138,39 @@ class Branch:
         self.root = RealDir(self, None, b"")
         self.root.fd = root_fd
 
+    @property
+    def reads_freely(self) -> bool:
+        """Whether reading may be seen from access times: in the upper, or because it never is."""
+        return self.index == 0 or self.untouched
+
     def close(self) -> None:
         if self.root_fd >= 0:
             os.close(self.root_fd)
         self.root_fd = self.root.fd = -1
 
+    def open_names(self, name: bytes, dir_fd: int) -> int:
+        """A descriptor of directory *name* that can be listed; a symlink is ENOTDIR or ELOOP."""
+        if self.untouched:
+            return os.open(name, DIR_TO_LIST, dir_fd=dir_fd)
+        fd = self.open_dir(name, dir_fd)
+        try:
+            return self.open_self(fd)
+        finally:
+            os.close(fd)
+
+    def open_self(self, fd: int) -> int:
+        """Another descriptor of directory *fd* that can be listed, leaving its atime alone."""
+        if self.reads_freely:
+            return os.open(b".", _LIST, dir_fd=fd)
+        try:
+            return os.open(b".", _LIST | os.O_NOATIME, dir_fd=fd)
+        except PermissionError:
+            # O_NOATIME is for the owner only (open(2)).
+            return os.open(b".", _LIST, dir_fd=fd)
+
     def open_file(self, name: bytes, dir_fd: int, flags: int = os.O_RDONLY) -> int:
         """Open an object of this branch for reading, leaving its atime alone if a lower."""
-        if self.index == 0 or self.untouched:
+        if self.reads_freely:
             return os.open(name, self.read_flags | flags, dir_fd=dir_fd)
         try:
             return os.open(name, self.read_flags | flags | os.O_NOATIME, dir_fd=dir_fd)
@@ -160,14 +192,32 @@ class RealDir:
         self.used = False
 
     def at(self) -> int:
-        """Descriptor (O_PATH) of this directory, for the current operation."""
+        """Descriptor (O_PATH, or one that can be listed) of this directory, for this operation."""
         fd = self.fd
         if fd >= 0:
             self.used = True
             return fd
-        return self._open()
+        return self._open(_KEPT_OPEN)
 
-    def _open(self) -> int:
+    def lend(self) -> tuple[int, bool]:
+        """(descriptor, whether the caller has to close it): for loops over many directories.
+
+        However many are asked, no more descriptors stay open than the cache has room for.
+        """
+        if self.fd >= 0 or self.branch.cache.has_room:
+            return self.at(), False
+        return self._open(0), True
+
+    def stat_of(self, name: bytes) -> os.stat_result | None:
+        """stat of *name* in here, None when it does not exist; see lend()."""
+        fd, lent = self.lend()
+        try:
+            return sc.lstat_or_none(name, fd)
+        finally:
+            if lent:
+                os.close(fd)
+
+    def _open(self, kept: int) -> int:
         # Opened from the nearest open ancestor downwards, without recursion: depth has no limit.
         missing = []
         here: RealDir = self
@@ -186,12 +236,16 @@ class RealDir:
                 if fd != here.fd:
                     os.close(fd)
             fd = opened
-            if len(missing) < _KEPT_OPEN:
-                directory.fd = fd
-                directory.used = True
-                branch.cache.add(directory)
+            if len(missing) < kept:
+                directory.adopt(fd)
                 here = directory
-        return self.fd
+        return fd
+
+    def adopt(self, fd: int) -> None:
+        """Keep *fd*, a descriptor of this directory, which has none."""
+        self.fd = fd
+        self.used = True
+        self.branch.cache.add(self)
 
     def child(self, name: bytes) -> RealDir:
         return RealDir(self.branch, self, name)
@@ -208,10 +262,16 @@ class RealDir:
 
     def open_list(self) -> int:
         """A descriptor that can be listed, fsynced or asked for flags (not O_PATH)."""
-        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-        if self.branch.index == 0 or self.branch.untouched:
-            return os.open(b".", flags, dir_fd=self.at())
+        branch = self.branch
+        if self.fd >= 0 or self.parent is None or branch.index == 0:
+            return branch.open_self(self.at())
+        return self.parent.open_names(self.name)
+
+    def open_names(self, name: bytes) -> int:
+        """A descriptor that can be listed of directory *name* in this one; follows no symlink."""
+        fd, lent = self.lend()
         try:
-            return os.open(b".", flags | os.O_NOATIME, dir_fd=self.at())
-        except PermissionError:
-            return os.open(b".", flags, dir_fd=self.at())
+            return self.branch.open_names(name, fd)
+        finally:
+            if lent:
+                os.close(fd)

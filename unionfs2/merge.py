@@ -9,28 +9,27 @@ from __future__ import annotations
 
 import errno
 import stat
+from collections.abc import Iterator
 
 from . import nodes as nd
 from . import syscalls as sc
 from . import whiteout
 from .branch import RealDir
 from .model import Entry
-from .names import WHITEOUT, read_names
+from .names import WHITEOUT, read_few, read_names
 from .nodes import Dir
 from .stack import Stack, oserror
 
 _S_IFREG = stat.S_IFREG
 
 
-def hides(stack: Stack, directory: RealDir, entry: Entry, *, attribute_form: bool) -> bool:
-    """Whether *entry* is a whiteout as far as listings see it.
+def _hidden(stack: Stack, directory: RealDir, entry: Entry) -> bool:
+    """Whether *entry* is a whiteout of the attribute form.
 
-    The attribute form counts in merged directories of which a part is marked ``opaque=x``, in
-    every layer where such a mark was met (ovl_dir_read_merged()).
+    It counts in merged directories of which a part is marked ``opaque=x``, in every layer where
+    such a mark was met (ovl_dir_read_merged()).
     """
-    if entry.kind == WHITEOUT:
-        return True
-    if entry.kind != _S_IFREG or not attribute_form or not directory.branch.xwhiteouts:
+    if entry.kind != _S_IFREG:
         return False
     dir_fd = directory.at()
     st = sc.lstat_or_none(entry.name, dir_fd)
@@ -52,21 +51,38 @@ def listing(stack: Stack, node: Dir) -> list[Entry]:
 
 
 def _merged(stack: Stack, node: Dir, *, attribute_form: bool) -> list[Entry]:
-    merged: dict[bytes, Entry | None] = {}
-    layers = [node.upper, *node.lowers] if node.upper is not None else list(node.lowers)
-    index = node.new_index()
-    for position, directory in enumerate(layers, len(node.lowers) - len(layers)):
-        names = read_names(directory)
-        if index is not None and position >= 0:
-            index.add(names, position)
-        for entry in names:
-            if entry.name not in merged:
-                merged[entry.name] = (
-                    None if hides(stack, directory, entry, attribute_form=attribute_form) else entry
-                )
-    if index is not None:
-        node.index = index
-    return [entry for entry in merged.values() if entry is not None]
+    merged: dict[bytes, Entry] = {}
+    for directory, names in _parts(node):
+        part = names
+        if attribute_form and directory.branch.xwhiteouts:
+            part = [_as_whiteout(e) if _hidden(stack, directory, e) else e for e in names]
+        if merged:
+            for entry in part:
+                merged.setdefault(entry[0], entry)
+        else:
+            merged = {entry[0]: entry for entry in part}
+    return [entry for entry in merged.values() if entry[2] != WHITEOUT]
+
+
+def _parts(node: Dir) -> Iterator[tuple[RealDir, list[Entry]]]:
+    """The directories of *node* that have names, top-most first, and what is in each."""
+    if node.upper is not None:
+        yield node.upper, read_names(node.upper)
+    index = node.index
+    reader = sc.SmallDirectories()
+    for position, directory in enumerate(node.lowers):
+        if index is None:
+            yield directory, read_names(directory)
+        elif index.large >> position & 1:
+            names = read_names(directory)
+            index.learn(position, names)
+            yield directory, names
+        elif index.filled >> position & 1:
+            yield directory, read_few(directory, reader)
+
+
+def _as_whiteout(entry: Entry) -> Entry:
+    return entry._replace(kind=WHITEOUT)
 
 
 def _as_device(entry: Entry) -> Entry:

@@ -14,7 +14,7 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-from .names import LowerIndex
+from .names import LowerNames
 
 if TYPE_CHECKING:
     from .branch import RealDir
@@ -93,7 +93,7 @@ class Dir(Node):
         "impure",
         "index",
         "lowers",
-        "probes",
+        "misses",
         "upper",
         "whiteouts",
         "xwhiteouts",
@@ -113,8 +113,10 @@ class Dir(Node):
         self.impure = False
         # Whether one of the lowers is marked opaque=x.
         self.xwhiteouts = False
-        self.index: LowerIndex | None = None
-        self.probes = 0
+        # Made by the lookup that met several lowers, or when it pays.
+        self.index: LowerNames | None = None
+        # How often a lower directory was asked for a name that it does not have.
+        self.misses = 0
 
     @property
     def in_upper(self) -> bool:
@@ -125,23 +127,17 @@ class Dir(Node):
         """Built from two or more real directories (OVL_TYPE_MERGE)."""
         return len(self.lowers) > 1 or (self.upper is not None and bool(self.lowers))
 
-    def new_index(self) -> LowerIndex | None:
-        """An empty index to be filled by whoever reads all lowers anyway; None if not wanted."""
-        if self.index is not None or len(self.lowers) < LowerIndex.WORTH_LAYERS:
-            return None
-        return LowerIndex()
-
-    def first_lower(self, name: bytes) -> int:
-        """Position in ``lowers`` from which on *name* has to be looked for."""
+    def holders(self, name: bytes) -> int:
+        """Positions in ``lowers``, as bits, where *name* has to be looked for."""
         index = self.index
         if index is None:
-            if len(self.lowers) < LowerIndex.WORTH_LAYERS:
-                return 0
-            self.probes += 1
-            if self.probes < LowerIndex.WORTH_LOOKUPS:
-                return 0
-            index = self.index = LowerIndex.of(self.lowers)
-        return index.start(name, len(self.lowers))
+            count = len(self.lowers)
+            if count < 2:
+                return count
+            if self.misses < LowerNames.WORTH_MISSES * count:
+                return (1 << count) - 1
+            index = self.index = LowerNames.of(self.lowers)
+        return index.holders(name, self.lowers, self.misses)
 
     @property
     def pure_upper(self) -> bool:

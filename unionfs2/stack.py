@@ -21,7 +21,7 @@ from . import syscalls as sc
 from .branch import Branch, FdCache, RealDir
 from .nodes import Dir, Node, NodeTable
 from .quota import Ledger
-from .walk import Walk, is_opaque
+from .walk import Walk, first_of, is_opaque, positions_from
 from .walk import oserror as oserror
 from .whiteout import Dialect, TempNames, WhiteoutMaker
 
@@ -102,6 +102,8 @@ class Stack:
         self.policy = policy
         self.nodes = NodeTable()
         self.mixed_fs = any(b.fs_index for b in lowers)
+        # Whether lower directories can be opened and read without a trace.
+        self.untouched = all(b.untouched for b in lowers)
         branches = [upper, *lowers] if upper is not None else lowers
         self.name_max = max(os.fstatvfs(b.root_fd).f_namemax for b in branches)
         # Counts what the upper holds; None without a limit.
@@ -240,17 +242,22 @@ class Stack:
                 if st.st_mode & _S_IFMT == _S_IFDIR:
                     return self._upper_dir(parent, name, st)
                 return self._upper_object(parent, name, st)
-        lowers = parent.lowers
-        for index in range(parent.first_lower(name), len(lowers)):
-            low = lowers[index]
-            try:
-                st = os.stat(name, dir_fd=low.at(), follow_symlinks=False)
-            except FileNotFoundError:
-                continue
-            if st.st_mode & _S_IFMT == _S_IFDIR:
-                return self._lower_dir(parent, name, st, index)
-            return self._lower_object(parent, name, st, low)
-        return None
+        holders = parent.holders(name)
+        if not holders:
+            return None
+        low = parent.lowers[(holders & -holders).bit_length() - 1]
+        try:
+            st = os.stat(name, dir_fd=low.at(), follow_symlinks=False)
+        except FileNotFoundError:
+            parent.misses += 1
+            found = first_of(parent, name, holders & (holders - 1))
+            if found is None:
+                return None
+            holders, st = found
+            low = parent.lowers[(holders & -holders).bit_length() - 1]
+        if st.st_mode & _S_IFMT == _S_IFDIR:
+            return self._lower_dir(parent, name, st, holders)
+        return self._lower_object(parent, name, st, low)
 
     def require(self, parent: Dir, name: bytes) -> Found:
         """lookup() that raises ENOENT."""
@@ -265,7 +272,7 @@ class Stack:
         kind = st.st_mode & _S_IFMT
         flags = 0
         if kind == _S_IFREG:
-            keys = sc.listxattr_at(name, low.fd)
+            keys = sc.listxattr_at(name, low.at())
             if not keys:
                 flags = nd.NO_XATTRS
             elif self.dialect.metacopy in keys and not self.policy.follow_metacopy:
@@ -368,12 +375,16 @@ class Stack:
                 walk.stop = True
             elif dialect.redirect in keys:
                 walk.redirect(name, upper_fd)
-        lowers, low_st = walk.run(0 if walk.redirected else parent.first_lower(name), None)
+        if walk.redirected:
+            lowers = walk.run(positions_from(0, len(walk.parents)), None)
+        else:
+            lowers = walk.run(0 if walk.stop else parent.holders(name), None)
+            parent.misses += walk.absent
         ino = self.ino_of(st, self.upper)
         has_origin = dialect.origin in keys
         if lowers:
-            assert low_st is not None
-            ino = self.ino_of(low_st, lowers[0].branch)
+            assert walk.top is not None
+            ino = self.ino_of(walk.top, lowers[0].branch)
             if not has_origin:
                 self._fix_origin(parent, name, lowers[0])
         node = Dir(
@@ -381,18 +392,20 @@ class Stack:
         )
         node.impure = dialect.impure in keys
         node.xwhiteouts = walk.xwhiteouts
+        node.index = walk.names
         node.flags |= self._protection(name, upper_fd, keys) | nd.PROTECTION_KNOWN
         self.nodes.add(node, parent, name)
         return node, st
 
-    def _lower_dir(self, parent: Dir, name: bytes, st: os.stat_result, index: int) -> Found:
+    def _lower_dir(self, parent: Dir, name: bytes, st: os.stat_result, holders: int) -> Found:
         walk = Walk(self, parent.lowers, name)
-        lowers, low_st = walk.run(index, st)
-        assert low_st is not None
+        lowers = walk.run(holders, st)
+        parent.misses += walk.absent
         node = Dir(
-            self.ino_of(low_st, lowers[0].branch), None, tuple(lowers), whiteouts=len(lowers) > 1
+            self.ino_of(st, lowers[0].branch), None, tuple(lowers), whiteouts=len(lowers) > 1
         )
         node.xwhiteouts = walk.xwhiteouts
+        node.index = walk.names
         self.nodes.add(node, parent, name)
         return node, st
 
@@ -433,12 +446,12 @@ class Stack:
 
         The first lower directory that has the name decides (ovl_lower_positive()).
         """
-        for low in parent.lowers[parent.first_lower(name) :]:
-            dir_fd = low.at()
-            st = sc.lstat_or_none(name, dir_fd)
-            if st is not None:
-                return not whiteout.is_whiteout(self.dialect, st, name, dir_fd)
-        return False
+        found = first_of(parent, name, parent.holders(name))
+        if found is None:
+            return False
+        holders, st = found
+        low = parent.lowers[(holders & -holders).bit_length() - 1]
+        return not whiteout.is_whiteout(self.dialect, st, name, low.at())
 
     def upper_whiteout(self, parent: Dir, name: bytes) -> bool:
         """Whether the upper directory of *parent* holds a whiteout called *name*."""

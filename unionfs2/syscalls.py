@@ -19,6 +19,8 @@ import errno
 import fcntl
 import os
 import struct
+import sys
+from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -277,6 +279,16 @@ def listxattr_at(name: bytes, dir_fd: int) -> list[bytes]:
     return _listxattr(b"/proc/self/fd/%d/%b" % (dir_fd, name))
 
 
+def xattrs_of(fd: int) -> list[str]:
+    """Attribute names of the open file or directory *fd*; empty where there are none."""
+    try:
+        return os.listxattr(fd)
+    except OSError as exc:
+        if exc.errno == errno.EOPNOTSUPP:
+            return []
+        raise
+
+
 def _listxattr(path: bytes) -> list[bytes]:
     try:
         names = os.listxattr(path, follow_symlinks=False)
@@ -304,23 +316,107 @@ def fs_magic(fd: int) -> int:
     return ctypes.c_ulong.from_buffer(buf).value & 0xFFFFFFFF
 
 
+_getdents = _libc["getdents64" if hasattr(_libc, "getdents64") else "getdents"]  # musl: the latter
+_getdents.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t)
+_getdents.restype = ctypes.c_ssize_t
+
+
 def entry_types(dir_fd: int) -> dict[bytes, int]:
     """d_type (DT_* numbers, 0 unknown) of each entry of a small open directory (getdents64(2)).
 
     At most what fits into one buffer is read; a file system that cannot say says so at once.
     """
-    call = getattr(_libc, "getdents64", None) or _libc.getdents  # musl: the same under that name
     buf = ctypes.create_string_buffer(32768)
-    count = call(dir_fd, buf, ctypes.c_size_t(len(buf)))
+    count = _getdents(dir_fd, buf, len(buf))
     if count < 0:
         raise _raise()
-    found: dict[bytes, int] = {}
-    raw, pos = buf.raw, 0
-    while pos < count:  # struct linux_dirent64: ino 8, off 8, reclen 2, type 1, name
-        length = struct.unpack_from("=H", raw, pos + 16)[0]
-        found[raw[pos + 19 : pos + length].split(b"\0", 1)[0]] = raw[pos + 18]
+    return dict(_records(buf.raw[:count]))
+
+
+# struct linux_dirent64: ino 8, off 8, reclen 2, type 1, name
+_record_head = struct.Struct("=16xHB").unpack_from
+_entry_head = struct.Struct("=Q8xHB").unpack_from
+
+
+def _records(raw: bytes) -> Iterator[tuple[bytes, int]]:
+    """(name, d_type) of each record."""
+    pos, end = 0, len(raw)
+    while pos < end:
+        length, kind = _record_head(raw, pos)
+        yield raw[pos + 19 : raw.index(0, pos + 19)], kind
         pos += length
-    return found
+
+
+class SmallDirectories:
+    """Reads open directories whole, one after the other, if they are small; reuses one buffer."""
+
+    __slots__ = ("_address", "_buffer", "_words")
+
+    BYTES: Final = 1024
+
+    def __init__(self) -> None:
+        self._buffer = bytearray(self.BYTES)
+        self._words = memoryview(self._buffer).cast("Q")
+        self._address = ctypes.addressof(ctypes.c_char.from_buffer(self._buffer))
+
+    def read(self, fd: int) -> bytes | None:
+        """What a directory just opened holds, for names_in(): empty if nothing.
+
+        None if it is too much, or cannot be read. Afterwards the position of *fd* is anywhere.
+        """
+        count = filled = _getdents(fd, self._address, self.BYTES)
+        if count == 48 and self._words[4] == _LAST_POSITION and self._has_dots():
+            return b""
+        # Only the end is the end: a signal, and some file systems, cut answers short.
+        while count > 0:
+            count = _getdents(fd, self._address + filled, self.BYTES - filled)
+            filled += count
+        if filled == 48 and self._has_dots():
+            return b""
+        raw = bytes(self._buffer[:filled])
+        self._words[2] = self._words[5] = 0  # the kernel leaves what is behind a name as it is
+        return raw if not count else None  # EINVAL: the next record does not fit
+
+    def _has_dots(self) -> bool:
+        """Whether the first two records are those of any directory, in one order or the other."""
+        first, second = self._words[2], self._words[5]
+        return (first == _DOT and second == _DOT_DOT) or (first == _DOT_DOT and second == _DOT)
+
+
+def _word(layout: str, *values: object) -> int:
+    return int.from_bytes(struct.pack(layout, *values), sys.byteorder)
+
+
+# As d_off: the greatest position there is, so that nothing can follow. So ends a directory of ext4.
+_LAST_POSITION: Final = (1 << 63) - 1
+# d_reclen, d_type and d_name.
+_DOT: Final = _word("=HB1s4x", 24, 4, b".")
+_DOT_DOT: Final = _word("=HB2s3x", 24, 4, b"..")
+
+
+def names_in(raw: bytes) -> list[bytes]:
+    """Names in what SmallDirectories.read() returned."""
+    names = []
+    lengths = memoryview(raw).cast("H")
+    pos, end = 0, len(raw)
+    while pos < end:
+        names.append(raw[pos + 19 : raw.index(0, pos + 19)])
+        pos += lengths[pos + 16 >> 1]
+    for name in (b".", b".."):
+        if name in names:
+            names.remove(name)
+    return names
+
+
+def entries_in(raw: bytes) -> list[tuple[bytes, int, int]]:
+    """The same as (name, inode number, d_type); d_type is S_IFMT bits >> 12, or 0 if unknown."""
+    entries = []
+    pos, end = 0, len(raw)
+    while pos < end:
+        ino, length, kind = _entry_head(raw, pos)
+        entries.append((raw[pos + 19 : raw.index(0, pos + 19)], ino, kind))
+        pos += length
+    return [entry for entry in entries if entry[0] not in (b".", b"..")]
 
 
 def start_writeback(fd: int) -> None:

@@ -26,7 +26,7 @@ from .branch import Branch, FdCache, RealDir
 from .closing import Closing
 from .names import read_names
 from .nodes import Dir
-from .walk import Walk, find_data, oserror
+from .walk import Walk, find_data, first_of, oserror, positions_from
 from .whiteout import Dialect
 
 _S_IFMT = 0o170000
@@ -173,12 +173,11 @@ class MergedView(View):
         return sorted(entry.name for entry in merge.listing(self.stack, directory))
 
     def look(self, directory: Dir, name: bytes) -> Seen | None:
-        lowers = directory.lowers
-        for position in range(directory.first_lower(name), len(lowers)):
-            st = sc.lstat_or_none(name, lowers[position].at())
-            if st is not None:
-                return self._shown(lowers, position, name, st)
-        return None
+        found = first_of(directory, name, directory.holders(name))
+        if found is None:
+            return None
+        holders, st = found
+        return self._shown(directory.lowers, (holders & -holders).bit_length() - 1, name, st)
 
     def _shown(
         self, lowers: tuple[RealDir, ...], position: int, name: bytes, st: os.stat_result
@@ -193,9 +192,10 @@ class MergedView(View):
     def merged(self, seen: Seen) -> Dir:
         """The directory *seen* with everything that merges with it."""
         walk = Walk(self.stack, seen.parents, seen.name)
-        lowers, _ = walk.run(seen.position, seen.st)
+        lowers = walk.run(positions_from(seen.position, len(seen.parents)), seen.st)
         made = Dir(seen.st.st_ino, None, tuple(lowers), whiteouts=len(lowers) > 1)
         made.xwhiteouts = walk.xwhiteouts
+        made.index = walk.names
         return made
 
     def data_place(self, seen: Seen) -> tuple[RealDir, bytes]:

@@ -22,6 +22,7 @@ class Dialect:
     __slots__ = (
         "escaped",
         "impure",
+        "marks",
         "metacopy",
         "name",
         "opaque",
@@ -46,6 +47,8 @@ class Dialect:
         self.metacopy = prefix + ondisk.SUFFIX_METACOPY
         self.uuid = prefix + ondisk.SUFFIX_UUID
         self.protattr = prefix + ondisk.SUFFIX_PROTATTR
+        # What a lookup looks for on directories, as os.listxattr() spells names.
+        self.marks = frozenset(os.fsdecode(key) for key in (self.opaque, self.redirect))
 
     def is_private(self, key: bytes) -> bool:
         """Never shown, never copied up: the prefix, unless escaped for a nested overlay."""

@@ -9,8 +9,7 @@ import pytest
 
 from tests.support.tree import Dir, Fifo, Symlink, Tree, Whiteout
 from tests.support.unions import Union, Unions, trusted_only
-from unionfs2.model import Entry
-from unionfs2.names import LowerIndex
+from unionfs2.names import LowerNames
 
 
 def listed(u: Union, path: str) -> dict[bytes, int]:
@@ -123,8 +122,8 @@ def test_a_thousand_names_in_ten_layers(unions: Unions) -> None:
     assert len(listed(u, "d")) == 1000
 
 
-def test_the_index_knows_the_topmost() -> None:
-    index = LowerIndex()
-    index.add([Entry(b"a", 1, 0)], 3)
-    index.add([Entry(b"a", 2, 0), Entry(b"b", 3, 0)], 5)
-    assert [index.start(name, 9) for name in (b"a", b"b", b"c")] == [3, 5, 9]
+def test_names_know_their_directories() -> None:
+    names = LowerNames()
+    names.add([(1, [b"a"]), (2, [b"a", b"b"]), (8, [b"a", b"b"])])
+    assert [names.holders(name, (), 0) for name in (b"a", b"b", b"c")] == [11, 10, 0]
+    assert names.filled == 11
