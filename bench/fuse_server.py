@@ -13,11 +13,13 @@ from __future__ import annotations
 import os
 import re
 import select
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 _PROC = Path("/proc")
 _MOUNTINFO = Path("/proc/self/mountinfo")
+_CPUCLOCK_SCHED = 2  # include/linux/posix-timers_types.h
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +139,14 @@ def sample(pid: int) -> Sample:
     fds = sum(1 for _ in (base / "fd").iterdir())
     threads = sum(1 for _ in (base / "task").iterdir())
     return Sample(rss_kib=rss, private_kib=private, fds=fds, threads=threads)
+
+
+def cpu_seconds(pid: int) -> float:
+    """Processor time of a process since its start, of its ended threads too. OSError when gone.
+
+    The clock is that of clock_getcpuclockid(3): it counts nanoseconds where /proc counts ticks.
+    """
+    return time.clock_gettime((~pid << 3) | _CPUCLOCK_SCHED)
 
 
 def wait_gone(pidfd: int, timeout_s: float) -> bool:

@@ -1,229 +1,190 @@
-"""Run workloads on targets, interleaved, and write one JSON line per measurement.
+"""``./dev bench``: run workloads on targets, print the tables, keep the results, draw the charts.
 
-Interleaved means: in each repeat, every target does the workload once before any does it again, and
-the order of the targets turns with each repeat. A machine that slows down meanwhile slows all of
-them. Four phases are timed: prepare (not part of any comparison), mount, work, unmount.
+A workload is done on every target before any does it again; what is compared was measured within
+the same minute. ``--list`` shows what there is.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
+import contextlib
 import shutil
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from datetime import datetime, timezone
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Final
 
-from bench import compare, targets, workloads
+from bench import chart, compare, disk, measure, mounting, targets, workloads
+from bench.environment import environment
+from bench.turns import LEAST_REPEAT, Plan, Run
 
-_DROP_CACHES = Path("/proc/sys/vm/drop_caches")
-QUICK_DIVISOR = 10
-
-
-def environment(scratch: Path) -> dict[str, Any]:
-    """Where the figures come from: kernel, processor, file system, commit, versions."""
-    return {
-        "when": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "kernel": platform.release(),
-        "cpu": _cpu_model(),
-        "cpus": len(os.sched_getaffinity(0)),
-        "fs": _said("stat", "-f", "-c", "%T", os.fspath(scratch)),
-        "python": platform.python_version(),
-        "commit": _commit(),
-        "fuse_overlayfs": _peer_version(),
-        "load": round(os.getloadavg()[0], 2),
-    }
+QUICK_DIVISOR: Final = 10
+REPEAT: Final = 5
+MINUTES: Final = 24.0
+MOUNTING: Final = mounting.FAMILY
+_ROOT = Path(__file__).resolve().parent.parent
+CHARTS = _ROOT / "docs" / "bench"
 
 
-def _cpu_model() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        key, _, value = line.partition(":")
-        if key.strip() == "model name":
-            return value.strip()
-    return platform.machine()
-
-
-def _commit() -> str:
-    here = os.fspath(Path(__file__).parent)
-    commit = _said("git", "-C", here, "rev-parse", "--short", "HEAD")
-    changed = _said("git", "-C", here, "status", "--porcelain", "-uno", "--", "../unionfs2")
-    return commit + ("+changes" if changed else "")
-
-
-def _peer_version() -> str:
-    for line in _said("fuse-overlayfs", "--version").splitlines():
-        if line.startswith("fuse-overlayfs"):
-            return line
-    return ""
-
-
-def _said(*command: str) -> str:
-    """Output of a program; empty when it is not there or fails."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
-    except OSError:
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
-
-
-# --- one measurement ------------------------------------------------------------------------------
-
-
-def measure(
-    workload: workloads.Workload, target: targets.Target, lower: Path, scratch: Path
-) -> dict[str, float]:
-    """Seconds of each phase of one workload on one target, everything fresh but `lower`."""
-    base = Path(tempfile.mkdtemp(prefix=f"{target.name}-", dir=scratch))
-    phases: dict[str, float] = {}
-    layers = targets.Layers.below(base, (lower,))
-    try:
-        with _timed(phases, "prepare"):
-            target.prepare(layers)
-            _warm(lower if target.name != "plain" else layers.merged)
-            os.sync()
-        _drop_names()
-        with _timed(phases, "mount"):
-            target.mount(layers)
-        if workload.before is not None:
-            workload.before(layers.merged, workload.size)
-        with _timed(phases, "work"):
-            workload.work(layers.merged, workload.size)
-        with _timed(phases, "unmount"):
-            target.unmount(layers)
-    finally:
-        targets.clear_away(layers.merged)
-        shutil.rmtree(base)
-    return phases
-
-
-@contextmanager
-def _timed(phases: dict[str, float], name: str) -> Iterator[None]:
-    started = time.perf_counter()
-    yield
-    phases[name] = time.perf_counter() - started
-
-
-def _warm(tree: Path) -> None:
-    """Bring the content of every file into the page cache."""
-    buffer = bytearray(1 << 20)
-    for directory, _, files in os.walk(tree):
-        for name in files:
-            with (Path(directory) / name).open("rb", buffering=0) as file:
-                while file.readinto(buffer):
-                    pass
-
-
-def _drop_names() -> None:
-    """Let the kernel forget names and inodes (as far as it can). Without root: a warmer start."""
-    if os.access(_DROP_CACHES, os.W_OK):
-        _DROP_CACHES.write_text("2")
-
-
-# --- a run ----------------------------------------------------------------------------------------
-
-
-def run(
-    chosen: Sequence[workloads.Workload],
-    on: Sequence[targets.Target],
-    repeat: int,
-    scratch: Path,
-    out: TextIO,
-) -> list[dict[str, Any]]:
-    """Measure everything; the records, each also written to `out` as it is made."""
-    records = []
-    where = environment(scratch)
-    for workload in chosen:
-        lower = Path(tempfile.mkdtemp(prefix=f"lower-{workload.name}-", dir=scratch))
-        try:
-            workload.build(lower, workload.size)
-            for turn in range(repeat):
-                shift = turn % len(on)
-                for target in [*on[shift:], *on[:shift]]:
-                    phases = measure(workload, target, lower, scratch)
-                    record = {
-                        "workload": workload.name,
-                        "target": target.name,
-                        "turn": turn,
-                        "size": workload.size,
-                        "unit": workload.unit,
-                        **{f"{name}_s": round(seconds, 6) for name, seconds in phases.items()},
-                        **where,
-                    }
-                    records.append(record)
-                    out.write(json.dumps(record) + "\n")
-                    out.flush()
-                    _tell(record)
-        finally:
-            shutil.rmtree(lower)
-    return records
-
-
-def _tell(record: dict[str, Any]) -> None:
-    each_us = record["work_s"] / record["size"] * 1e6
-    print(
-        f"{record['workload']:<14} {record['target']:<15} {record['turn']}  "
-        f"mount {record['mount_s'] * 1000:7.1f} ms  work {record['work_s'] * 1000:9.1f} ms  "
-        f"({each_us:8.1f} us/{record['unit']})  unmount {record['unmount_s'] * 1000:6.1f} ms",
-        file=sys.stderr,
-        flush=True,
+def _parser() -> argparse.ArgumentParser:
+    names = [*workloads.BY_NAME, MOUNTING]
+    parser = argparse.ArgumentParser(prog="./dev bench", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="small sizes, two turns")
+    parser.add_argument("--headline", action="store_true", help=", ".join(workloads.HEADLINE))
+    parser.add_argument("--workload", action="append", choices=names, metavar="NAME")
+    parser.add_argument("--family", action="append", choices=_families(), default=[])
+    parser.add_argument("--target", action="append", choices=list(targets.all_targets()))
+    parser.add_argument("--repeat", type=int, help=f"turns (default: {REPEAT}, with --quick 2)")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=MINUTES,
+        help="most that it may take (default: %(default)g); "
+        f"{LEAST_REPEAT} turns are done in any case",
     )
+    parser.add_argument("--options", default="", help="further mount options for unionfs2")
+    parser.add_argument("--peer", default="fuse-overlayfs", help="program of fuse-overlayfs")
+    parser.add_argument("--crowd", type=int, help="mounts at once (default: 100, with --quick 10)")
+    parser.add_argument(
+        "--scratch", type=Path, help="folder to work in (default: a fresh ext4 image, as root)"
+    )
+    parser.add_argument("--output", type=Path, help="JSON file (default: one below build/bench)")
+    parser.add_argument(
+        "--charts", type=Path, help="draw into this folder (default: docs/bench for a whole run)"
+    )
+    parser.add_argument("--list", action="store_true", help="list workloads and targets")
+    return parser
+
+
+def _families() -> list[str]:
+    return list(dict.fromkeys(workload.family for workload in workloads.ALL))
 
 
 def main(argv: list[str]) -> int:
-    """``python -m bench run``; 0 when everything chosen was measured."""
-    parser = argparse.ArgumentParser(prog="bench run", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="small sizes, two repeats")
-    parser.add_argument("--headline", action="store_true", help=", ".join(workloads.HEADLINE))
-    parser.add_argument("--workload", action="append", choices=[w.name for w in workloads.ALL])
-    parser.add_argument("--target", action="append", choices=list(targets.all_targets()))
-    parser.add_argument("--repeat", type=int, help="default: 5, with --quick 2")
-    parser.add_argument("--options", default="", help="further mount options for unionfs2")
-    parser.add_argument("--scratch", type=Path, help="folder to work in (default: temporary)")
-    parser.add_argument("--output", type=Path, help="append JSON lines to this file")
-    arguments = parser.parse_args(argv)
-    names = arguments.workload or (
-        workloads.HEADLINE if arguments.headline else list(workloads.BY_NAME)
-    )
-    chosen = [workloads.BY_NAME[name] for name in names]
-    if arguments.quick:
-        chosen = [workload.scaled(QUICK_DIVISOR) for workload in chosen]
-    repeat = arguments.repeat or (2 if arguments.quick else 5)
-    on = _usable(targets.all_targets(arguments.options), arguments.target)
-    scratch = Path(tempfile.mkdtemp(prefix="unionfs2-bench-", dir=arguments.scratch))
-    try:
-        with (
-            targets.cleaning_up_when_told_to_end(),
-            (arguments.output or scratch / "results").open("a", encoding="utf-8") as out,
-        ):
-            records = run(chosen, on, repeat, scratch, out)
-    finally:
-        shutil.rmtree(scratch)
-    print(compare.report(records))
+    """``./dev bench``; 0 when everything chosen was measured."""
+    arguments = _parser().parse_args(argv)
+    if arguments.list:
+        _list()
+        return 0
+    output = arguments.output or _default_output()
+    with targets.cleaning_up_when_told_to_end(), _scratch(arguments.scratch) as scratch:
+        plan = _plan(arguments, scratch)
+        found = Run(plan, scratch, output, arguments.peer).all()
+    print(compare.report(found))
+    print(f"\nresults: {output}")
+    folder = arguments.charts or (CHARTS if _is_whole(arguments) else None)
+    if folder is not None:
+        for path in chart.draw(found, folder):
+            print(f"chart: {path}")
     return 0
 
 
-def _usable(known: dict[str, targets.Target], wanted: list[str] | None) -> list[targets.Target]:
-    """The targets to run on; one that was asked for by name must work here."""
-    usable = []
+@contextlib.contextmanager
+def _scratch(wanted: Path | None) -> Iterator[Path]:
+    """A folder to work in: below `wanted`, else on a file system of our own if that can be."""
+    folder = Path(tempfile.mkdtemp(prefix="unionfs2-bench-", dir=wanted))
+    try:
+        with contextlib.ExitStack() as stack:
+            reason = disk.why_not()
+            if wanted is not None:
+                yield folder
+            elif reason is None:
+                yield stack.enter_context(disk.image(folder))
+            else:
+                print(f"measured in {folder}, not on an image: {reason}", file=sys.stderr)
+                yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+def _list() -> None:
+    for workload in workloads.ALL:
+        print(f"{workload.family:<10} {workload.name:<16} {workload.what}")
+    print(f"{mounting.FAMILY:<10} {MOUNTING:<16} mount, unmount, and 100 mounts at once\n")
+    for name, target in targets.all_targets().items():
+        families = ", ".join(target.about.families) or "all"
+        print(f"{name:<20} {target.about.options:<30} {families}")
+
+
+def _plan(arguments: argparse.Namespace, scratch: Path) -> Plan:
+    names = _names(arguments)
+    chosen = [workloads.BY_NAME[name] for name in names if name != MOUNTING]
+    if arguments.quick:
+        chosen = [workload.scaled(QUICK_DIVISOR) for workload in chosen]
+    known = targets.all_targets(arguments.options, arguments.peer)
+    usable = _usable(known, arguments.target, scratch)
+    return Plan(
+        workloads=chosen,
+        targets=[target for target, _ in usable.values()],
+        transports={name: served for name, (_, served) in usable.items() if served},
+        repeat=arguments.repeat or (2 if arguments.quick else REPEAT),
+        minutes=arguments.minutes,
+        mounting=MOUNTING in names,
+        crowd=arguments.crowd or (10 if arguments.quick else mounting.CROWD),
+        only_asked=arguments.target is not None,
+    )
+
+
+def _names(arguments: argparse.Namespace) -> list[str]:
+    by_family = [w.name for w in workloads.ALL if w.family in arguments.family]
+    asked = [*by_family, *(arguments.workload or ())]
+    if arguments.headline:
+        asked += workloads.HEADLINE
+    return list(dict.fromkeys(asked)) or [*workloads.BY_NAME, MOUNTING]
+
+
+def _is_whole(arguments: argparse.Namespace) -> bool:
+    return not (
+        arguments.quick
+        or arguments.headline
+        or arguments.workload
+        or arguments.family
+        or arguments.target
+        or arguments.options
+    )
+
+
+def _default_output() -> Path:
+    found = environment(_ROOT)
+    when = found["when"][:19].replace(":", "")
+    return _ROOT / "build" / "bench" / f"{when}-{found['commit']}.json"
+
+
+def _usable(
+    known: dict[str, targets.Target], wanted: list[str] | None, scratch: Path
+) -> dict[str, tuple[targets.Target, str | None]]:
+    """The targets to run on, with what serves them; one that was asked for must work here."""
+    usable = {}
     for name, target in known.items():
         if wanted and name not in wanted:
             continue
-        reason = target.unavailable()
-        if reason is None:
-            usable.append(target)
-        elif wanted:
-            raise SystemExit(f"bench: target {name} cannot be used: {reason}")
-        else:
+        try:
+            usable[name] = target, _tried(target, scratch)
+        except targets.MountRefusedError as exc:
+            reason = str(exc).splitlines()[-1]
+            if wanted:
+                raise SystemExit(f"bench: target {name} cannot be used: {reason}") from exc
             print(f"left out: {name}, {reason}", file=sys.stderr)
     return usable
+
+
+def _tried(target: targets.Target, scratch: Path) -> str | None:
+    """Mount an empty directory; the transport that served, None for what is not ours.
+
+    MountRefusedError when that is not possible here.
+    """
+    reason = target.unavailable()
+    if reason is not None:
+        raise targets.MountRefusedError(reason)
+    lower = scratch / "probe"
+    lower.mkdir(exist_ok=True)
+    with measure.fresh_layers(target, (lower,), scratch) as layers:
+        target.prepare(layers)
+        target.mount(layers)
+        served = targets.served_by(layers) if target.name != "plain" else None
+        target.unmount(layers)
+    return served
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import targets
-from bench.run import environment
+from bench.environment import environment
 from unionfs2 import mountcalls
 from unionfs2.driver import Driver
 from unionfs2.storemodel import LayerId

@@ -1,8 +1,8 @@
 """What a workload can run on: one class per way of having a tree of layers at one path.
 
-Each target mounts in the way its users do, with its default options, and says itself why it cannot
-run here. `mount` returns when the path answers; `unmount` returns when nothing of the mount is
-left, neither the mount nor its server process.
+Each target mounts in the way its users do, with the options of its set (SETS, one line each), and
+says itself why it cannot run here. `mount` returns when the path answers; `unmount` returns when
+nothing of the mount is left, neither the mount nor its server process.
 """
 
 from __future__ import annotations
@@ -18,48 +18,117 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from bench import fuse_server
+from unionfs2 import mounts
 
 MOUNT_TIMEOUT_S = 30.0
 SERVER_END_TIMEOUT_S = 20.0
 _COPY_CHECK_S = 1.0
 _MNT_DETACH = 2
+_MS_BIND = 4096
+#: Bytes of options that mount(2), and libfuse with it, take: a page without its final NUL.
+OPTION_TEXT_MAX = 4095
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
+class MountRefusedError(RuntimeError):
+    """A target cannot mount these layers, or cannot mount at all; the text says what it said."""
+
+
+@dataclass(frozen=True, slots=True)
+class OptionSet:
+    """A target as results name it: one file system with these mount options.
+
+    `synced` tells whether a copied-up file is on the disk before it is seen. Copy-ups that are
+    synced and copy-ups that are not are two different things, and are never compared; `unsynced`
+    is the name of the set that stands in where the other side does not sync.
+    """
+
+    name: str
+    options: str = ""
+    synced: bool = True
+    unsynced: str | None = None
+    families: tuple[str, ...] = ()  # measured with these workloads only; empty: with all
+
+
+KERNEL_SETS = (
+    OptionSet("kernel", unsynced="kernel-volatile"),
+    OptionSet("kernel-volatile", "volatile", synced=False, families=("copy-up",)),
+)
+PEER_SETS = (OptionSet("fuse-overlayfs", synced=False),)
+OUR_SETS = (
+    OptionSet("unionfs2-pyfuse3", "transport=pyfuse3", unsynced="unionfs2-pyfuse3-volatile"),
+    OptionSet(
+        "unionfs2-pyfuse3-volatile",
+        "transport=pyfuse3,volatile",
+        synced=False,
+        families=("copy-up",),
+    ),
+    OptionSet("unionfs2", "transport=devfuse", unsynced="unionfs2-volatile"),
+    OptionSet(
+        "unionfs2-volatile", "transport=devfuse,volatile", synced=False, families=("copy-up",)
+    ),
+    OptionSet("unionfs2-nowb", "transport=devfuse,writeback=off", families=("writing",)),
+    OptionSet(
+        "unionfs2-passthrough", "transport=devfuse,passthrough=on", families=("reading", "writing")
+    ),
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Layers:
-    """Directories of one mount; `lower` topmost first."""
+    """Directories of one mount; `lower` topmost first. `read_only`: nobody is going to write."""
 
     lower: tuple[Path, ...]
     upper: Path
     work: Path
     merged: Path
+    read_only: bool = False
 
     @staticmethod
-    def below(base: Path, lower: tuple[Path, ...]) -> Layers:
+    def below(base: Path, lower: tuple[Path, ...], *, read_only: bool = False) -> Layers:
         """Fresh upper, work and mount point below `base`."""
-        layers = Layers(lower, base / "upper", base / "work", base / "merged")
+        layers = Layers(lower, base / "upper", base / "work", base / "merged", read_only)
         for directory in (layers.upper, layers.work, layers.merged):
             directory.mkdir(parents=True)
         return layers
 
-    def option_text(self) -> str:
-        """The overlay options of these layers. Paths must not need escaping."""
-        paths = [os.fspath(p) for p in (*self.lower, self.upper, self.work)]
-        for path in paths:
+    def option_text(self, *, relative: bool = False) -> str:
+        """The overlay options of these layers. Paths must not need escaping.
+
+        `relative` names the lower ones relative to `relative_to`, as a page has room for hundreds
+        of short names only.
+        """
+        lower = [os.fspath(p.relative_to(self.relative_to) if relative else p) for p in self.lower]
+        upper, work = os.fspath(self.upper), os.fspath(self.work)
+        for path in (*lower, upper, work):
             if set(path) & set(":,\\"):
                 raise ValueError(f"layer path {path!r} holds one of ':,\\'; choose another folder")
-        lower = ":".join(os.fspath(p) for p in self.lower)
-        return f"lowerdir={lower},upperdir={self.upper},workdir={self.work}"
+        return f"lowerdir={':'.join(lower)},upperdir={upper},workdir={work}"
+
+    @property
+    def relative_to(self) -> Path:
+        """The directory from which the lower ones have short names."""
+        return self.lower[0].parent
+
+    def fitting(self, tail: str = "") -> tuple[str, Path | None]:
+        """Options of at most a page with `tail`, and the directory to be in if they need one."""
+        absolute = self.option_text() + tail
+        if len(os.fsencode(absolute)) <= OPTION_TEXT_MAX:
+            return absolute, None
+        return self.option_text(relative=True) + tail, self.relative_to
 
 
 class Target(Protocol):
     """One way to have the layers at one path."""
+
+    @property
+    def about(self) -> OptionSet: ...
 
     @property
     def name(self) -> str: ...
@@ -70,34 +139,52 @@ class Target(Protocol):
     def prepare(self, layers: Layers) -> None:
         """Work that is not part of mounting and not timed."""
 
-    def mount(self, layers: Layers) -> None: ...
+    def mount(self, layers: Layers) -> None:
+        """Mount. MountRefusedError when the target cannot do it."""
 
     def unmount(self, layers: Layers) -> None: ...
 
+    def unmounter(self, layers: Layers) -> Callable[[], None]:
+        """What `unmount` does, with all that is to be looked up looked up: for a stopwatch."""
+
 
 class PlainDirectory:
-    """No union at all: a copy of the lower tree, the floor for every figure."""
+    """No union at all, the floor for every figure: the lower tree itself, or a copy to write to."""
 
-    name = "plain"
+    about = OptionSet("plain", synced=False)
+    name = about.name
 
     def unavailable(self) -> str | None:
         return None
 
     def prepare(self, layers: Layers) -> None:
-        for lower in reversed(layers.lower):
-            run_checked(["cp", "-a", "--reflink=auto", f"{lower}/.", os.fspath(layers.merged)])
+        if not self._shows_itself(layers) and len(layers.lower) == 1:
+            run_checked(["cp", "-a", f"{layers.lower[0]}/.", os.fspath(layers.merged)])
 
     def mount(self, layers: Layers) -> None:
-        pass
+        if len(layers.lower) > 1:
+            raise MountRefusedError("a plain directory has no layers")
+        if self._shows_itself(layers):
+            mount(os.fspath(layers.lower[0]), layers.merged, "", "", _MS_BIND)
 
     def unmount(self, layers: Layers) -> None:
-        pass
+        self.unmounter(layers)()
+
+    def unmounter(self, layers: Layers) -> Callable[[], None]:
+        if self._shows_itself(layers):
+            return partial(unmount, layers.merged)
+        return lambda: None
+
+    def _shows_itself(self, layers: Layers) -> bool:
+        return layers.read_only and os.geteuid() == 0
 
 
 class KernelOverlay:
-    """The kernel's overlay with its default options."""
+    """The kernel's overlay."""
 
-    name = "kernel"
+    def __init__(self, option_set: OptionSet = KERNEL_SETS[0]) -> None:
+        self.about = option_set
+        self.name = option_set.name
 
     def unavailable(self) -> str | None:
         if os.geteuid() != 0:
@@ -110,24 +197,32 @@ class KernelOverlay:
         pass
 
     def mount(self, layers: Layers) -> None:
-        mount("overlay", layers.merged, "overlay", layers.option_text())
+        text, directory = layers.fitting(_tail(self.about.options))
+        try:
+            with contextlib.nullcontext() if directory is None else _inside(directory):
+                mount("overlay", layers.merged, "overlay", text)
+        except (OSError, ValueError) as exc:
+            raise MountRefusedError(str(exc)) from exc
 
     def unmount(self, layers: Layers) -> None:
-        unmount(layers.merged)
+        self.unmounter(layers)()
+
+    def unmounter(self, layers: Layers) -> Callable[[], None]:
+        return partial(unmount, layers.merged)
 
 
 class FuseProgram:
     """A FUSE server started by command line, which returns once the mount answers."""
 
-    def __init__(self, name: str, command: Callable[[Layers], list[str]]) -> None:
-        self.name = name
-        self._command = command
+    def __init__(self, option_set: OptionSet, program: str, further: str = "") -> None:
+        self.about = option_set
+        self.name = option_set.name
+        self._program = program
+        self._tail = _tail(option_set.options) + _tail(further)
 
     def unavailable(self) -> str | None:
-        nowhere = Path("/nonexistent")
-        program = self._command(Layers((nowhere,), nowhere, nowhere, nowhere))[0]
-        if shutil.which(program) is None:
-            return f"program {program} is not installed"
+        if shutil.which(self._program) is None:
+            return f"program {self._program} is not installed"
         if not os.access("/dev/fuse", os.R_OK | os.W_OK):
             return "/dev/fuse cannot be opened"
         return None
@@ -136,73 +231,105 @@ class FuseProgram:
         pass
 
     def mount(self, layers: Layers) -> None:
-        run_checked(self._command(layers), timeout_s=MOUNT_TIMEOUT_S)
+        text, directory = layers.fitting(self._tail)
+        words = [self._program, "-o", text, os.fspath(layers.merged)]
+        try:
+            run_checked(words, timeout_s=MOUNT_TIMEOUT_S, directory=directory)
+        except RuntimeError as exc:
+            raise MountRefusedError(str(exc).partition(": exit ")[2] or str(exc)) from exc
         if not fuse_server.is_mounted(layers.merged):
-            raise RuntimeError(f"{self.name} returned success, {layers.merged} is not mounted")
+            raise MountRefusedError(f"{self.name} returned success and mounted nothing")
 
     def unmount(self, layers: Layers) -> None:
-        unmount_fuse(layers.merged)
+        self.unmounter(layers)()
+
+    def unmounter(self, layers: Layers) -> Callable[[], None]:
+        return partial(unmount_fuse, layers.merged, _server_of(layers.merged))
+
+
+def _tail(options: str) -> str:
+    return f",{options}" if options else ""
+
+
+@contextlib.contextmanager
+def _inside(directory: Path) -> Iterator[None]:
+    """With another working directory, for names that are short from there."""
+    before = os.open(".", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.chdir(directory)
+        yield
+    finally:
+        os.fchdir(before)
+        os.close(before)
+
+
+def served_by(layers: Layers) -> str | None:
+    """The transport of a mount of ours, as its server told; None for any other mount."""
+    return mounts.mounted(os.fsencode(layers.merged.resolve()), "fuse").transport
 
 
 def unionfs2_program() -> str:
     """Path of the installed command: that of this interpreter's environment, else from PATH."""
-    beside = Path(sys.executable).with_name("unionfs2")
-    return os.fspath(beside) if beside.exists() else "unionfs2"
+    return _installed("unionfs2")
+
+
+def _installed(name: str) -> str:
+    beside = Path(sys.executable).with_name(name)
+    return os.fspath(beside) if beside.exists() else name
 
 
 def unionfs2_target(options: str = "") -> FuseProgram:
     """Our FUSE mount, with further `options` (comma separated) when given."""
-    tail = f",{options}" if options else ""
-
-    def command(layers: Layers) -> list[str]:
-        mount_options = layers.option_text() + tail
-        merged = os.fspath(layers.merged)
-        return [unionfs2_program(), "mount", "--backend", "fuse", "-o", mount_options, merged]
-
-    return FuseProgram("unionfs2", command)
+    return FuseProgram(OptionSet("unionfs2"), _installed("fuse-unionfs2"), options)
 
 
-def fuse_overlayfs_target() -> FuseProgram:
-    """The C peer, when installed."""
+def all_targets(options: str = "", peer: str = "fuse-overlayfs") -> dict[str, Target]:
+    """Every target by name, in the order in which results are shown.
 
-    def command(layers: Layers) -> list[str]:
-        return ["fuse-overlayfs", "-o", layers.option_text(), os.fspath(layers.merged)]
-
-    return FuseProgram("fuse-overlayfs", command)
-
-
-def all_targets(options: str = "") -> dict[str, Target]:
-    """Every target by name, in the order in which results are shown."""
+    `options` are added to every set of ours; `peer` is the program of fuse-overlayfs.
+    """
+    own = _installed("fuse-unionfs2")
     targets: list[Target] = [
         PlainDirectory(),
-        KernelOverlay(),
-        unionfs2_target(options),
-        fuse_overlayfs_target(),
+        *map(KernelOverlay, KERNEL_SETS),
+        *(FuseProgram(option_set, peer) for option_set in PEER_SETS),
+        *(FuseProgram(option_set, own, options) for option_set in OUR_SETS),
     ]
     return {target.name: target for target in targets}
 
 
-def run_checked(command: list[str], *, timeout_s: float | None = None) -> None:
-    """Run a program; RuntimeError with its own words when it fails.
+def run_checked(
+    command: list[str], *, timeout_s: float | None = None, directory: Path | None = None
+) -> None:
+    """Run a program in `directory`; RuntimeError with its own words when it fails.
 
     Its output goes to files, not pipes: a daemon that keeps the pipe open would never end a read.
     """
     with _scratch_file() as output:
-        try:
-            done = subprocess.run(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                timeout=timeout_s,
-                check=False,
-            )
-        except subprocess.TimeoutExpired as exc:
-            raise RuntimeError(f"{command[0]} did not return in {timeout_s} s") from exc
-        if done.returncode != 0:
+        program = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=directory
+        )
+        if not _ended(program, timeout_s):
+            program.kill()
+            program.wait()
+            raise RuntimeError(f"{command[0]} did not return in {timeout_s} s")
+        if program.returncode != 0:
             output.seek(0)
             said = output.read().decode(errors="replace").strip()
-            raise RuntimeError(f"{' '.join(command)[:400]}: exit {done.returncode}: {said}")
+            raise RuntimeError(f"{' '.join(command)[:400]}: exit {program.returncode}: {said}")
+
+
+def _ended(program: subprocess.Popen[bytes], timeout_s: float | None) -> bool:
+    """Wait for a program. Popen.wait() with a time limit looks every 50 ms: too coarse for us."""
+    if timeout_s is not None:
+        pidfd = os.pidfd_open(program.pid)
+        try:
+            if not fuse_server.wait_gone(pidfd, timeout_s):
+                return False
+        finally:
+            os.close(pidfd)
+    program.wait()
+    return True
 
 
 def _scratch_file() -> io.FileIO:
@@ -212,8 +339,8 @@ def _scratch_file() -> io.FileIO:
 def mount(source: str, target: Path, fstype: str, data: str, flags: int = 0) -> None:
     """Mount by the old system call. OSError carries the target as its file name."""
     args = (source.encode(), os.fsencode(target), fstype.encode(), flags, os.fsencode(data))
-    if len(args[4]) > 4095:
-        raise ValueError(f"{len(args[4])} bytes of mount options, the kernel reads 4095")
+    if len(args[4]) > OPTION_TEXT_MAX:
+        raise ValueError(f"{len(args[4])} bytes of mount options, mount(2) reads {OPTION_TEXT_MAX}")
     if _libc.mount(*args) != 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code), os.fspath(target))
@@ -226,18 +353,26 @@ def unmount(target: Path, *, lazy: bool = False) -> None:
         raise OSError(code, os.strerror(code), os.fspath(target))
 
 
-def unmount_fuse(merged: Path) -> None:
-    """Unmount, and wait until the server has ended by itself; RuntimeError when it does not."""
+def unmount_fuse(merged: Path, server: int | None = None) -> None:
+    """Unmount, and wait until the server has ended by itself; RuntimeError when it does not.
+
+    `server` spares looking for it.
+    """
     connection = fuse_server.connection_of(merged)
-    server = fuse_server.find_server(merged)
-    if server is None:
-        raise RuntimeError(f"no process serves {merged}")
+    server = server or _server_of(merged)
     pidfd = os.pidfd_open(server)
     try:
         unmount(merged)
         _end(pidfd, connection, f"server {server} of {merged}")
     finally:
         os.close(pidfd)
+
+
+def _server_of(merged: Path) -> int:
+    server = fuse_server.find_server(merged)
+    if server is None:
+        raise RuntimeError(f"no process serves {merged}")
+    return server
 
 
 def _end(pidfd: int, connection: int, what: str) -> None:

@@ -11,12 +11,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "lint": ("devtools.checks", "lint"),
     "fuzz": ("devtools.fuzz",),
     "stress": ("devtools.stress",),
-    "bench": ("bench.run",),
-}
-#: Words after the command that choose another module.
-SPECIAL: dict[tuple[str, ...], str] = {
-    ("bench", "compare"): "bench.compare",
-    ("bench", "store"): "bench.store",
+    "bench": ("bench",),
 }
 
 
@@ -35,9 +30,6 @@ def main(argv: list[str]) -> int:
     if command is None:
         print(f"dev: no command {' '.join(argv)!r}; ./dev --help lists them", file=sys.stderr)
         return 2
-    special = SPECIAL.get(tuple(argv[:2]))
-    if special is not None:
-        become(special, *argv[2:])
     become(*command, *argv[1:])
 
 

@@ -1,6 +1,6 @@
 """latency: how long small requests take while the server has long work to do.
 
-One process opens and touches a large lower file, which returns when it is copied up, or writes and
+One process changes a byte of a large lower file, which must be copied up for it, or writes and
 fsyncs a large new file. Meanwhile this one asks for things elsewhere, a few milliseconds apart, and
 remembers the longest answer of each kind. The same is measured before, with nothing else going on.
 What is asked for was read from the layers before, so that an answer waits for the server and not
@@ -82,13 +82,14 @@ def _warm(lower: Path) -> None:
 
 
 def _copy_up(root: Path, mib: int) -> None:
-    """Open the lower file for writing and touch it; `mib` is its size."""
+    """Change a byte of the lower file; `mib` is its size.
+
+    Opening it for writing is not enough: the kernel may answer that without asking the server.
+    """
     del mib
     fd = os.open(root / "big", os.O_WRONLY)
-    try:
-        os.utime(fd)  # not every server copies up at the open
-    finally:
-        os.close(fd)
+    os.pwrite(fd, b"x", 0)
+    os.close(fd)
 
 
 def _write_and_sync(root: Path, mib: int) -> None:

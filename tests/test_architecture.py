@@ -31,8 +31,10 @@ LEVELS: Final[dict[str, tuple[str, ...]]] = {
         "2 what is on disk": (
             "branch whiteout origin acl names handles nodes quota walk stack merge workdir"
         ),
-        "3 union logic": ("protect creds copyup attrs files namespace rename opening union"),
-        "4a transports": "fuse_attr eager runner fs_ops",
+        "3 union logic": (
+            "protect creds copyup attrs fileattr files nodefiles namespace rename opening union"
+        ),
+        "4a transports": "longwork readahead fuse_attr eager runner fs_ops devfuse",
         "4b storage": (
             "storelayout storerecord storefiles storetrees archive storecopy storelock storehome"
             " storeindex storestaging storeread storestructure storetrash layers"
@@ -69,7 +71,7 @@ FACADE: Final = "__init__"
 # Library -> the modules that may import it.
 RESERVED: Final[dict[str, frozenset[str]]] = {
     "pyfuse3": frozenset({"fs_ops"}),
-    "trio": frozenset({*LEVELS["4a transports"], "driver_trio"}),
+    "trio": frozenset({"fuse_attr", "eager", "runner", "fs_ops", "driver_trio"}),
     # fuse_attr writes into the attribute buffer of pyfuse3; the others call the system.
     "ctypes": frozenset({"syscalls", "mountcalls", "quotacalls", "fuse_attr"}),
 }

@@ -35,6 +35,19 @@ def write_whole(fd: int, data: bytes | memoryview, offset: int) -> int:
     return done
 
 
+def write_or_fail(fd: int, data: bytes | memoryview, offset: int) -> int:
+    """All of *data*, or an error whatever was written before it.
+
+    For what the kernel writes back from its cache: it takes a short answer for a complete one
+    (fuse_writepage_end()), and the rest would be lost without a word.
+    """
+    view = memoryview(data)
+    done = 0
+    while done < len(view):
+        done += sc.pwrite(fd, view[done:], offset + done)
+    return done
+
+
 class FileHandle:
     """``fd`` is the handle's number towards the door, too: unique while it is open."""
 

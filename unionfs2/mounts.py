@@ -87,6 +87,9 @@ def state_directory(*, create: bool = False) -> str | None:
     return None
 
 
+_FIELDS = frozenset(Record.__dataclass_fields__)
+
+
 def record(
     target: bytes,
     backend: Backend,
@@ -114,7 +117,10 @@ def record(
         pid_start=None if pid is None else started(pid),
         transport=transport,
     )
-    path = os.path.join(directory, f"{_slug(value.namespace)}-{entry.mount_id}.json")
+    # Mount ids are used again at once: a server that ends late must not take the record of the
+    # next one with it.
+    name = f"{_slug(value.namespace)}-{entry.mount_id}-{os.getpid()}.json"
+    path = os.path.join(directory, name)
     temporary = f"{path}.{os.getpid()}"
     try:
         with open(temporary, "w", encoding="utf-8", errors="surrogateescape") as file:
@@ -161,7 +167,12 @@ def _records() -> Iterator[tuple[str, Record]]:
         path = os.path.join(directory, name)
         try:
             with open(path, encoding="utf-8", errors="surrogateescape") as file:
-                yield path, Record(**json.load(file))
+                yield (
+                    path,
+                    Record(
+                        **{key: value for key, value in json.load(file).items() if key in _FIELDS}
+                    ),
+                )
         except FileNotFoundError:
             continue
         except (ValueError, TypeError, OSError):
@@ -190,6 +201,7 @@ def _tidy_records(entries: dict[int, MountEntry]) -> dict[int, Record]:
     live: set[str] | None = None
     asked = False
     valid: dict[int, Record] = {}
+    old: list[tuple[str, Record]] = []
     for path, value in _records():
         if value.namespace != here:
             if not asked:
@@ -197,11 +209,17 @@ def _tidy_records(entries: dict[int, MountEntry]) -> dict[int, Record]:
             if (live is not None and value.namespace not in live) or _server_is_gone(value):
                 forget(path)
             continue
-        entry = entries.get(value.mount_id)
-        if entry is None or entry.target != os.fsencode(value.target) or not _matches(entry, value):
-            forget(path)
+        if _matches(entries.get(value.mount_id), value):
+            if not _server_is_gone(value) or value.mount_id not in valid:
+                valid[value.mount_id] = value
         else:
-            valid[value.mount_id] = value
+            old.append((path, value))
+    if old:
+        # Somebody may have mounted between the two looks.
+        now = {entry.mount_id: entry for entry in mountcalls.read_mountinfo()}
+        for path, value in old:
+            if not _matches(now.get(value.mount_id), value):
+                forget(path)
     return valid
 
 
@@ -209,8 +227,13 @@ def _server_is_gone(value: Record) -> bool:
     return value.pid is not None and started(value.pid) != value.pid_start
 
 
-def _matches(entry: MountEntry, value: Record) -> bool:
-    return (entry.fstype == FUSE_TYPE) == (value.backend == "fuse")
+def _matches(entry: MountEntry | None, value: Record) -> bool:
+    """Whether *entry* is the mount that *value* was written for, as far as one can tell."""
+    return (
+        entry is not None
+        and entry.target == os.fsencode(value.target)
+        and (entry.fstype == FUSE_TYPE) == (value.backend == "fuse")
+    )
 
 
 # --- listing --------------------------------------------------------------------------------------
@@ -250,10 +273,12 @@ def _record_of(target: bytes) -> Record | None:
     if entry is None:
         return None
     here = _namespace("self")
-    for _, value in _records():
-        if value.namespace == here and value.mount_id == entry.mount_id:
-            return value
-    return None
+    found = [
+        value
+        for _, value in _records()
+        if value.namespace == here and value.mount_id == entry.mount_id
+    ]
+    return min(found, key=_server_is_gone, default=None)
 
 
 # --- unmounting -----------------------------------------------------------------------------------

@@ -168,6 +168,27 @@ def test_what_is_there_and_what_is_not(tmp_path: Path) -> None:
     os.close(fd)
 
 
+@pytest.mark.needs("user-xattr")
+@pytest.mark.parametrize("direct", [True, False])
+def test_attribute_names_with_and_without_the_newer_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, direct: bool
+) -> None:
+    if direct and not sc._have_listxattrat:
+        pytest.skip("the kernel is older than 6.13")
+    monkeypatch.setattr(sc, "_have_listxattrat", direct)
+    fd = os.open(tmp_path, os.O_PATH)
+    (tmp_path / "f").touch()
+    (tmp_path / "l").symlink_to("f")
+    keys = {b"user.%d" % number for number in range(40)} | {b"user.\xff"}
+    for key in keys:
+        os.setxattr(os.fsencode(tmp_path / "f"), key, b"")
+    assert {key for key in sc.listxattr_at(b"f", fd) if key.startswith(b"user.")} == keys
+    assert [key for key in sc.listxattr_at(b"l", fd) if key.startswith(b"user.")] == []
+    with pytest.raises(FileNotFoundError):
+        sc.listxattr_at(b"missing", fd)
+    os.close(fd)
+
+
 def test_file_systems_without_attributes_have_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

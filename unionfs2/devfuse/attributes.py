@@ -53,8 +53,11 @@ class Attributes:
 
     # --- stat ----------------------------------------------------------------------------------
 
-    def getattr(self, req: Request, *_: int) -> Outcome:
-        return self._door.attributes(req, self._door.node(req.nodeid))
+    def getattr(self, req: Request, flags: int, *_: int) -> Outcome:
+        node = self._door.node(req.nodeid)
+        if flags & abi.GETATTR_FH and self._door.settings.has(abi.WRITEBACK_CACHE):
+            self._door.check_writer(node)
+        return self._door.attributes(req, node)
 
     def statx(self, req: Request, _flags: int, _fh: int, _sx_flags: int, mask: int) -> Outcome:
         """What GETATTR says, and the time of birth."""
@@ -105,13 +108,12 @@ class Attributes:
         if held_back and fs.getattr(node).st_mtime_ns == new.mtime_ns:
             # Only the time of change was touched, for instance because a name went.
             return door.attributes(req, node)
-        if not (held_back and node.flags & nd.APPEND_ONLY):
+        # With a file it is the kernel that writes back, on behalf of somebody who may write.
+        by_writer = bool(valid & abi.FATTR_FH)
+        if not (held_back and (by_writer or node.flags & nd.APPEND_ONLY)):
             fs.check_setattr(node, new)
-        by_handle = bool(valid & abi.FATTR_FH)
         then = partial(self._setattr_now, req, node, new, valid, fh)
-        return door.copied_up(
-            node, then, limit=new.size, nameless=by_handle and new.size is not None
-        )
+        return door.copied_up(node, then, limit=new.size, nameless=by_writer)
 
     def _may_be_held_back(self, valid: int) -> bool:
         """Whether this may be the time of a write that the kernel held back, not utimensat(2)."""
@@ -124,7 +126,7 @@ class Attributes:
         if new.size is not None and valid & abi.FATTR_FH:
             handle = fs.files.get(fh) if fh else door.files.writing(node)
         caller = caller_of(req)
-        if valid & abi.FATTR_KILL_SUIDGID:
+        if valid & abi.FATTR_KILL_SUIDGID and new.size is not None:
             fs.kill_suid_sgid(node, caller)
         st = fs.setattr(node, new, handle, caller)
         return codec.attr(req.unique, node.ino, fs.nlink_of(node, st), st)

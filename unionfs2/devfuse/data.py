@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 from unionfs2 import files as corefiles
 from unionfs2 import longwork
 from unionfs2 import syscalls as sc
-from unionfs2.handles import write_whole
+from unionfs2.handles import write_or_fail, write_whole
 from unionfs2.stack import oserror
 
 from . import abi, codec
@@ -218,13 +218,25 @@ class Data:
         file = door.files.writing(node)
         if write_flags & abi.WRITE_KILL_SUIDGID:
             self._fs.kill_suid_sgid(node, caller_of(req))
-        sync = bool(flags & (os.O_SYNC | os.O_DSYNC)) and not write_flags & abi.WRITE_CACHE
+        write: Callable[[int, memoryview, int], int] = write_whole
+        sync = False
+        if write_flags & abi.WRITE_CACHE:
+            write = partial(self._write_back, node)
+        elif flags & (os.O_SYNC | os.O_DSYNC):
+            sync, write = True, self._write_synced
         if req.inline and (sync or len(data) >= longwork.THREAD_WRITE or door.copies):
-            work = partial(self._write_synced if sync else write_whole, file.fd, data, offset)
+            work = partial(write, file.fd, data, offset)
             return self._reserved(work, partial(codec.written, req.unique), (file,))
-        if sync:
-            return codec.written(req.unique, self._write_synced(file.fd, data, offset))
-        return codec.written(req.unique, write_whole(file.fd, data, offset))
+        return codec.written(req.unique, write(file.fd, data, offset))
+
+    def _write_back(self, node: Node, fd: int, data: memoryview, offset: int) -> int:
+        """What the kernel held back; the next writer is to hear of an error at once."""
+        try:
+            return write_or_fail(fd, data, offset)
+        except OSError as exc:
+            self._door.refusing[node] = exc.errno or errno.EIO
+            self._door.device.notify(codec.inval_inode(node.id, -1, 0))
+            raise
 
     def _write_synced(self, fd: int, data: memoryview, offset: int) -> int:
         """A write of a file opened with O_SYNC or O_DSYNC, whose descriptor here is without."""

@@ -26,12 +26,13 @@ from functools import partial
 from typing import Any
 
 from unionfs2 import longwork
+from unionfs2 import nodes as nd
 from unionfs2 import syscalls as sc
 from unionfs2.errors import UnionFSError
 from unionfs2.model import Caller
 from unionfs2.nodefiles import NodeFiles
 from unionfs2.nodes import Dir, Node
-from unionfs2.stack import Found
+from unionfs2.stack import Found, oserror
 from unionfs2.union import UnionFS
 
 from . import abi, codec
@@ -47,6 +48,7 @@ Outcome = Reply | Later | None
 Handler = Callable[..., Outcome]
 
 _FILES_MAX = 256
+_WATCHED = nd.IMMUTABLE | nd.APPEND_ONLY
 
 
 class Door:
@@ -67,6 +69,12 @@ class Door:
         # For each node on its way up those who wait for it.
         self._copying: dict[Node, list[Request]] = {}
         self._parked: dict[int, Node] = {}
+        # Nodes whose data the kernel could not write back lately, and the errno of that.
+        self.refusing: dict[Node, int] = {}
+        # Nodes whose attributes the kernel is to forget again after it was answered: so it asks
+        # before each write, and a write that the kernel would only hold back can be refused. It
+        # does not ask before reads (fuse_cache_write_iter(), fuse_get_cache_mask()).
+        self.watched: list[Node] = []
 
     # --- helpers of handlers -----------------------------------------------------------------
 
@@ -85,11 +93,31 @@ class Door:
         """The answer that hands a node out."""
         node, st = found
         node.lookups += 1
+        if node.flags & _WATCHED:
+            self.watched.append(node)
         return codec.entry(req.unique, node.id, node.ino, self.fs.nlink_of(node, st), st)
 
     def attributes(self, req: Request, node: Node) -> bytes:
         st = self.stack.stat(node)
+        if node.flags & _WATCHED or node in self.refusing:
+            self.watched.append(node)
         return codec.attr(req.unique, node.ino, self.fs.nlink_of(node, st), st)
+
+    def check_writer(self, node: Node) -> None:
+        """Refuse what is about to be held back by the kernel, and would be refused later.
+
+        EPERM for immutable files, and the errno of the last failure, unless there is room now.
+        """
+        if node.flags & nd.IMMUTABLE:
+            raise oserror(errno.EPERM, node.name)
+        number = self.refusing.get(node)
+        if number is None:
+            return
+        if number == errno.ENOSPC and self.fs.statfs().f_bavail == 0:
+            raise oserror(number, node.name)
+        del self.refusing[node]
+        if number not in (errno.ENOSPC, errno.EDQUOT):
+            raise oserror(number, node.name)
 
     @property
     def reading_waits(self) -> bool:
@@ -181,6 +209,8 @@ class Door:
         outcome = self._guarded(req, self._locked, req, handler)
         if outcome is not None and not isinstance(outcome, Later):
             self.device.answer(outcome)
+            if self.watched:
+                self._forget_attributes()
             return
         if req.opcode == abi.WRITE:
             req.kept = self.device.take_buffer()
@@ -203,6 +233,7 @@ class Door:
         if outcome is None:
             return  # it waits again, or nobody is to be answered
         self.device.answer(outcome)
+        self._forget_attributes()
         if req.kept is not None:
             self.device.give_back(req.kept)
 
@@ -268,6 +299,13 @@ class Door:
             node = changed.pop()
             if node.id and node.lookups:
                 self.device.notify(codec.inval_inode(node.id, -1, 0))
+
+    def _forget_attributes(self) -> None:
+        if self.settings.has(abi.WRITEBACK_CACHE):
+            while self.watched:
+                self.device.notify(codec.inval_inode(self.watched.pop().id, -1, 0))
+        else:
+            self.watched.clear()
 
     # --- requests about requests ---------------------------------------------------------------
 

@@ -69,6 +69,7 @@ class Names:
         self._fs.forget(node_id, count)
         if not node.id:
             self._door.files.drop(node)
+            self._door.refusing.pop(node, None)
 
     # --- making ------------------------------------------------------------------------------
 

@@ -29,6 +29,8 @@ from .session import TRANSFER_MAX, Wanted, negotiate
 _log = logging.getLogger(__name__)
 
 NAME = "devfuse"
+#: Free bytes of the upper from which on the kernel may hold writes back.
+_ROOM_MIN = 1 << 30
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -51,7 +53,8 @@ class Server:
         # A limit needs to know what is open, and to refuse a write when it is made.
         self._wanted = Wanted(
             acl=spec.acl,
-            writeback=spec.writeback != "off" and not limited,
+            writeback=not limited
+            and (_has_room(fs) if spec.writeback == "auto" else spec.writeback == "on"),
             stateless=not limited and not spec.passthrough,
             passthrough=spec.passthrough,
         )
@@ -116,6 +119,15 @@ class Server:
             self._ready()
             return None
         return answer
+
+
+def _has_room(fs: UnionFS) -> bool:
+    """Whether a write that the kernel holds back will find room later, as far as one can tell.
+
+    Where little is free, ENOSPC belongs to the write that does not fit, not to a later close.
+    """
+    free = fs.statfs()
+    return free.f_bavail * free.f_frsize >= _ROOM_MIN
 
 
 def _destroy(req: codec.Request) -> Outcome:

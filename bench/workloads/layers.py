@@ -1,0 +1,51 @@
+"""The same lookups against more and more layers.
+
+Every directory exists in every layer and is merged; the files are dealt out to the layers in turn,
+so that half of the layers lie above the one that has the name.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Final
+
+from bench.workloads.model import Step, Tree, Workload
+
+COUNTS: Final = (1, 8, 32, 128, 500)
+FILES: Final = 3000
+DIRECTORIES: Final = 30
+
+
+def build_spread(layers: int) -> Step:
+    """Builds `size` small files in 30 directories, spread over `layers`."""
+
+    def build(root: Path, size: int) -> None:
+        roots = Tree("", build, layers).lowers(root)
+        for layer in roots:
+            for number in range(DIRECTORIES):
+                (layer / f"shared-{number:02}").mkdir(parents=True)
+        for number in range(size):
+            Path(_spread_file(roots[number % layers], number)).write_bytes(b"x" * 100)
+
+    return build
+
+
+def _spread_file(root: Path, number: int) -> str:
+    return f"{root}/shared-{number % DIRECTORIES:02}/file-{number:05}"
+
+
+def stat_spread(root: Path, size: int) -> None:
+    """Stat each file once."""
+    for number in range(size):
+        os.stat(_spread_file(root, number))
+
+
+def _lookup(layers: int) -> Workload:
+    name = f"lookup-{layers}"
+    tree = Tree(name, build_spread(layers), layers)
+    what = f"stat 3,000 files of {layers} layers"
+    return Workload(name, what, "layers", tree, FILES, stat_spread)
+
+
+WORKLOADS = [_lookup(layers) for layers in COUNTS]
