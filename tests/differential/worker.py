@@ -31,6 +31,9 @@ from tests.differential.script import CALLERS, Op
 #: Room for one name of 255 bytes, so that listing takes many calls.
 _SMALL: Final = 288
 
+#: FS_*_FL bits that operations set: S, i, a, d, A.
+_SETTABLE_FLAGS: Final = 0x08 | 0x10 | 0x20 | 0x40 | 0x80
+
 _SETTLED_NS: Final = 1_234_567_890_000_000_000
 
 Touched = tuple[tuple[bytes, Look | int], ...]
@@ -464,7 +467,9 @@ class Worker:
         return int.from_bytes(buffer[:4], sys.byteorder)
 
     def call_setflags(self, slot: int, flags: int) -> None:
-        fcntl.ioctl(self.fd(slot), rawcalls.FS_IOC_SETFLAGS, struct.pack("=Q", flags))
+        # As chattr(1): others stay, for instance that an ext4 file has extents.
+        others = self.call_getflags(slot) & ~_SETTABLE_FLAGS
+        fcntl.ioctl(self.fd(slot), rawcalls.FS_IOC_SETFLAGS, struct.pack("=Q", others | flags))
 
     def call_freaddir(self, slot: int) -> object:
         fd = self.fd(slot)
