@@ -147,7 +147,10 @@ class Device:
     # --- out ---------------------------------------------------------------------------------
 
     def answer(self, reply: Reply) -> None:
-        """Send an answer. What nobody waits for any more is dropped."""
+        """Send an answer. What nobody waits for any more is dropped.
+
+        Invariant: whoever asked is answered; with EIO where the kernel does not take the answer.
+        """
         try:
             if isinstance(reply, list):
                 os.writev(self.fd, reply)
@@ -155,8 +158,13 @@ class Device:
                 os.write(self.fd, reply)
         except OSError as exc:
             # ENOENT: the request was interrupted, or the mount has gone.
-            if exc.errno != errno.ENOENT and exc.errno not in _ENDED:
-                raise
+            if exc.errno == errno.ENOENT or exc.errno in _ENDED:
+                return
+            head = reply[0] if isinstance(reply, list) else reply
+            _, error, unique = abi.OUT_HEADER.unpack_from(head)
+            _log.warning("the kernel does not take the answer to request %d: %s", unique, exc)
+            if error != -errno.EIO:
+                self.answer(abi.OUT_HEADER.pack(abi.OUT_HEADER.size, -errno.EIO, unique))
 
     def notify(self, message: bytes) -> bool:
         """Send a notification; False when the kernel does not know the node or the name."""

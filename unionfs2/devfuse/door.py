@@ -286,6 +286,8 @@ class Door:
         except codec.ProtocolError as exc:
             _log.error("not understood: %r: %s", req, exc)
             number = errno.EINVAL
+        except OverflowError:
+            number = errno.EINVAL  # a number that no system call takes
         except Exception:  # noqa: BLE001 - whatever it is, the mount must live on
             _log.exception("unexpected error in %r", req)
             number = errno.EIO
