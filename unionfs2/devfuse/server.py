@@ -75,7 +75,7 @@ class Server:
         device, door = self._device, self._door
         try:
             while True:
-                door.process(device.next())
+                door.process(device.next(patient=not door.works))
         except Ended:
             _log.debug("the connection has ended")
         finally:
