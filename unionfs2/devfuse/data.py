@@ -91,8 +91,15 @@ class Data:
         handle = fs.open_file(node, flags, caller_of(req) if writing else None)
         # A read that the page cache answers does not reach us; where it would have to change the
         # access time, the cache goes, and the read comes.
+        backing = self._pass_on(handle)
+        if backing:
+            return codec.opened(req.unique, handle.fd, abi.FOPEN_PASSTHROUGH, backing)
         keep = bool(flags & os.O_NOATIME) or not fs.atime_is_due(handle)
         return codec.opened(req.unique, handle.fd, abi.FOPEN_KEEP_CACHE if keep else 0)
+
+    def _pass_on(self, handle: FileHandle) -> int:
+        stays = handle.in_upper or self._door.stack.upper is None
+        return self._door.passthrough.opened(handle, stays=stays)
 
     def create(
         self, req: Request, flags: int, mode: int, umask: int, _: int, name: bytes
@@ -106,7 +113,9 @@ class Data:
 
     def _made(self, req: Request, handle: FileHandle, st: os.stat_result) -> bytes:
         reply = self._door.entry(req, (handle.node, st))
-        return codec.with_open(reply, req.unique, handle.fd, abi.FOPEN_KEEP_CACHE)
+        backing = self._pass_on(handle)
+        how = abi.FOPEN_PASSTHROUGH if backing else abi.FOPEN_KEEP_CACHE
+        return codec.with_open(reply, req.unique, handle.fd, how, backing)
 
     def tmpfile(
         self, req: Request, flags: int, mode: int, umask: int, _: int, _name: bytes
@@ -122,7 +131,9 @@ class Data:
 
     def release(self, req: Request, fh: int, *_: int) -> Outcome:
         if fh:  # 0: made by TMPFILE of a stateless door
-            self._fs.release(self._fs.file(fh))
+            handle = self._fs.file(fh)
+            self._door.passthrough.released(handle)
+            self._fs.release(handle)
         return codec.ok(req.unique)
 
     # --- reading -------------------------------------------------------------------------------

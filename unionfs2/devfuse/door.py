@@ -37,6 +37,7 @@ from unionfs2.union import UnionFS
 from . import abi, codec
 from .codec import Reply, Request
 from .device import Device
+from .passthrough import Passthrough
 from .session import Settings
 from .workers import Busy, Later, Workers
 
@@ -61,6 +62,7 @@ class Door:
         self.lock = threading.Lock()
         self.settings = Settings(0, 0, 0)
         self.files = NodeFiles(fs.stack, min(_FILES_MAX, fs.stack.cache.limit // 2))
+        self.passthrough = Passthrough(device)
         self.handlers: dict[int, Handler] = {}
         self._by_id = fs.stack.nodes.by_id
         self._readers = Workers("reader", sc.unshare_fs_state)

@@ -118,6 +118,7 @@ class Server:
         )
         if settings is not None:
             self._door.settings = settings
+            self._door.passthrough.enabled = settings.has(abi.PASSTHROUGH)
             self._device.answer(answer)
             self._device.widen(TRANSFER_MAX)
             self._ready()
