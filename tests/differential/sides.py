@@ -321,7 +321,7 @@ class ServerSide:
 
 
 def unionfs2_server(transport: str, more: str = "") -> ServerSide:
-    """Our FUSE mount, quick to start; *more* begins with a comma."""
+    """Our FUSE mount, quick to start; *more* options begin with a comma."""
     return ServerSide(transport, more=more)
 
 

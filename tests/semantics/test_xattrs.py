@@ -290,3 +290,12 @@ def test_sgid_is_dropped_when_a_user_outside_the_group_sets_an_acl(rig: Rig) -> 
     merged = rig.mount() / "f"
     as_caller(lambda: os.setxattr(merged, ACL_ACCESS, simple_acl(BOB, 5, mask=5)), uid=ALICE)
     assert not permissions(merged) & 0o2000
+
+
+def test_names_of_attributes_may_have_slashes_and_dots_in_them(path: Path) -> None:
+    for name in ("user.a/b", "user./", "user.."):
+        os.setxattr(path, name, b"value")
+        assert os.getxattr(path, name) == b"value"
+        assert name in os.listxattr(path)
+        os.removexattr(path, name)
+        assert name not in os.listxattr(path)

@@ -153,11 +153,12 @@ DEV_IOC_BACKING_CLOSE: Final = 0x4004E502
 IN_HEADER: Final = Struct("=IIQQIIIHH")  # len opcode unique nodeid uid gid pid extlen padding
 OUT_HEADER: Final = Struct("=IiQ")  # len error unique
 
-# What comes with requests.
+# What comes with requests. Positions and sizes of files are signed, as loff_t is, so that one
+# that no file can have is refused by the system call that is given it.
 INIT_IN: Final = Struct("=IIII")  # major minor max_readahead flags; then flags2 since 7.36
 INIT_FLAGS2: Final = Struct("=I")
 GETATTR_IN: Final = Struct("=IIQ")  # flags, dummy, fh
-SETATTR_IN: Final = Struct("=I4xQQQqqqIIII4xII4x")
+SETATTR_IN: Final = Struct("=I4xQqQqqqIIII4xII4x")
 MKNOD_IN: Final = Struct("=III4x")  # mode rdev umask
 MKDIR_IN: Final = Struct("=II")  # mode umask
 RENAME_IN: Final = Struct("=Q")
@@ -167,8 +168,8 @@ OPEN_IN: Final = Struct("=II")  # flags, open_flags
 CREATE_IN: Final = Struct("=IIII")  # flags mode umask open_flags
 RELEASE_IN: Final = Struct("=QIIQ")  # fh flags release_flags lock_owner
 FLUSH_IN: Final = Struct("=Q8xQ")  # fh lock_owner
-READ_IN: Final = Struct("=QQIIQI4x")  # fh offset size read_flags lock_owner flags
-WRITE_IN: Final = Struct("=QQIIQI4x")  # fh offset size write_flags lock_owner flags
+READ_IN: Final = Struct("=QqIIQI4x")  # fh offset size read_flags lock_owner flags
+WRITE_IN: Final = Struct("=QqIIQI4x")  # fh offset size write_flags lock_owner flags
 FSYNC_IN: Final = Struct("=QI4x")  # fh flags
 SETXATTR_IN: Final = Struct("=II")  # size flags; the extended form has 8 bytes more
 SETXATTR_EXT_IN: Final = Struct("=III4x")  # size flags setxattr_flags
@@ -179,9 +180,9 @@ FORGET_IN: Final = Struct("=Q")
 BATCH_FORGET_IN: Final = Struct("=I4x")
 FORGET_ONE: Final = Struct("=QQ")
 IOCTL_IN: Final = Struct("=QIIQII")  # fh flags cmd arg in_size out_size
-FALLOCATE_IN: Final = Struct("=QQQI4x")  # fh offset length mode
-LSEEK_IN: Final = Struct("=QQI4x")  # fh offset whence
-COPY_FILE_RANGE_IN: Final = Struct("=QQQQQQQ")  # fh_in off_in nodeid_out fh_out off_out len flags
+FALLOCATE_IN: Final = Struct("=QqqI4x")  # fh offset length mode
+LSEEK_IN: Final = Struct("=QqI4x")  # fh offset whence
+COPY_FILE_RANGE_IN: Final = Struct("=QqQQqQQ")  # fh_in off_in nodeid_out fh_out off_out len flags
 SYNCFS_IN: Final = Struct("=8x")
 STATX_IN: Final = Struct("=I4xQII")  # getattr_flags fh sx_flags sx_mask
 

@@ -3,8 +3,9 @@
 ``decode`` turns a message of the kernel into a ``Request``; what does not follow the protocol is a
 ``ProtocolError``, whatever the bytes are. The other functions build complete answers.
 
-Invariant: a name that decode() gives is not empty and has no NUL and no slash in it, a mount being
-allowed to believe it is one component of a path; SYMLINK targets are the exception.
+Invariant: a name that decode() gives is one component of a path that leads down: it is not empty,
+not "." or "..", and has no NUL and no slash in it. Targets of symlinks and names of attributes are
+free.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ Reply = bytes | bytearray | list[bytes | memoryview]
 #: Names and attributes stay valid as long as the mount lives: nobody else writes to its layers.
 CACHE_S: Final = 10**9
 _NS: Final = 10**9
+_DOTS: Final = (b".", b"..")
 _HEADER_SIZE: Final = abi.IN_HEADER.size
 _OUT_SIZE: Final = abi.OUT_HEADER.size
 
@@ -77,8 +79,8 @@ def decode(buffer: Buffer, length: int) -> Request:
     if length < _HEADER_SIZE:
         raise ProtocolError(f"a message of {length} bytes has no header")
     said, opcode, unique, nodeid, uid, gid, pid, extensions, _ = abi.IN_HEADER.unpack_from(buffer)
-    if said != length:
-        raise ProtocolError(f"a message of {length} bytes says that it has {said}", unique)
+    if said != length or not unique:
+        raise ProtocolError(f"message {unique} of {length} bytes says that it has {said}", unique)
     decoder = _DECODERS.get(opcode)
     end = length - extensions * 8
     if decoder is None or end < _HEADER_SIZE:
@@ -97,13 +99,20 @@ def decode(buffer: Buffer, length: int) -> Request:
 Decoder = Callable[[Buffer, int], tuple[Any, ...]]
 
 
-def _one_name(buffer: Buffer, end: int, start: int = _HEADER_SIZE) -> bytes:
+def _free_name(buffer: Buffer, end: int, start: int = _HEADER_SIZE) -> bytes:
     name = bytes(buffer[start:end])
     if name[-1:] != b"\0" or len(name) < 2:
         raise ProtocolError("the name does not end, or is empty")
     name = name[:-1]
-    if b"\0" in name or b"/" in name:
-        raise ProtocolError("the name has a NUL or a slash in it")
+    if b"\0" in name:
+        raise ProtocolError("the name has a NUL in it")
+    return name
+
+
+def _one_name(buffer: Buffer, end: int, start: int = _HEADER_SIZE) -> bytes:
+    name = _free_name(buffer, end, start)
+    if b"/" in name or name in _DOTS:
+        raise ProtocolError("the name leads elsewhere")
     return name
 
 
@@ -111,8 +120,9 @@ def _two_names(buffer: Buffer, start: int, end: int, *, second_free: bool) -> tu
     parts = bytes(buffer[start:end]).split(b"\0")
     if len(parts) != 3 or parts[2] or not parts[0] or not parts[1]:
         raise ProtocolError("not two names")
-    if b"/" in parts[0] or (b"/" in parts[1] and not second_free):
-        raise ProtocolError("a name with a slash in it")
+    for name in parts[: 1 if second_free else 2]:
+        if b"/" in name or name in _DOTS:
+            raise ProtocolError("a name leads elsewhere")
     return parts[0], parts[1]
 
 
@@ -122,6 +132,7 @@ def _decoder_of(opcode: int, row: abi.Row) -> Decoder:
     if layout is None:
         return _without_struct(opcode, row)
     unpack, start = layout.unpack_from, _HEADER_SIZE + layout.size
+    take_name = _free_name if opcode == abi.GETXATTR else _one_name
 
     def check(end: int) -> None:
         if end < start:
@@ -133,7 +144,7 @@ def _decoder_of(opcode: int, row: abi.Row) -> Decoder:
 
     def with_name(buffer: Buffer, end: int) -> tuple[Any, ...]:
         check(end)
-        return (*unpack(buffer, _HEADER_SIZE), _one_name(buffer, end, start))
+        return (*unpack(buffer, _HEADER_SIZE), take_name(buffer, end, start))
 
     def with_names(buffer: Buffer, end: int) -> tuple[Any, ...]:
         check(end)
@@ -154,8 +165,10 @@ def _without_struct(opcode: int, row: abi.Row) -> Decoder:
         del buffer, end
         return ()
 
+    take_name = _free_name if opcode == abi.REMOVEXATTR else _one_name
+
     def name(buffer: Buffer, end: int) -> tuple[Any, ...]:
-        return (_one_name(buffer, end),)
+        return (take_name(buffer, end),)
 
     def names(buffer: Buffer, end: int) -> tuple[Any, ...]:
         return _two_names(buffer, _HEADER_SIZE, end, second_free=opcode == abi.SYMLINK)

@@ -8,8 +8,8 @@ Rules that hold here:
 * Messages are read into memory that could be shared with another process (memfd), in buffers that
   can be taken away by a request that goes on elsewhere.
 
-Invariant: nobody looks again on a machine with one processor, with a limit of 0, or when it did
-not pay lately.
+Invariant: nobody looks again on a machine with one processor, with a limit of 0, while threads
+work, or when it did not pay lately.
 """
 
 from __future__ import annotations
@@ -103,8 +103,11 @@ class Device:
 
     # --- in ----------------------------------------------------------------------------------
 
-    def next(self) -> int:
-        """Wait for a message and read it into ``buffer``; its length. Raises Ended."""
+    def next(self, *, patient: bool = True) -> int:
+        """Wait for a message and read it into ``buffer``; its length. Raises Ended.
+
+        *patient*: look again for a moment before sleeping.
+        """
         while not self._ending:
             try:
                 return os.readv(self.fd, self._into)
@@ -113,9 +116,10 @@ class Device:
             except OSError as exc:
                 _check_reading(exc)
                 continue
-            length = self._look_again()
-            if length:
-                return length
+            if patient:
+                length = self._look_again()
+                if length:
+                    return length
             self._sleep()
         raise Ended
 
@@ -147,7 +151,10 @@ class Device:
     # --- out ---------------------------------------------------------------------------------
 
     def answer(self, reply: Reply) -> None:
-        """Send an answer. What nobody waits for any more is dropped."""
+        """Send an answer. What nobody waits for any more is dropped.
+
+        Invariant: whoever asked is answered; with EIO where the kernel does not take the answer.
+        """
         try:
             if isinstance(reply, list):
                 os.writev(self.fd, reply)
@@ -155,8 +162,13 @@ class Device:
                 os.write(self.fd, reply)
         except OSError as exc:
             # ENOENT: the request was interrupted, or the mount has gone.
-            if exc.errno != errno.ENOENT and exc.errno not in _ENDED:
-                raise
+            if exc.errno == errno.ENOENT or exc.errno in _ENDED:
+                return
+            head = reply[0] if isinstance(reply, list) else reply
+            _, error, unique = abi.OUT_HEADER.unpack_from(head)
+            _log.warning("the kernel does not take the answer to request %d: %s", unique, exc)
+            if error != -errno.EIO:
+                self.answer(abi.OUT_HEADER.pack(abi.OUT_HEADER.size, -errno.EIO, unique))
 
     def notify(self, message: bytes) -> bool:
         """Send a notification; False when the kernel does not know the node or the name."""

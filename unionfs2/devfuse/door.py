@@ -23,7 +23,6 @@ import logging
 import threading
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
 
 from unionfs2 import longwork
 from unionfs2 import nodes as nd
@@ -127,6 +126,11 @@ class Door:
         return bool(self._copying) or self._writers.busy
 
     @property
+    def works(self) -> bool:
+        """Whether threads work, which need the interpreter more than one that looks again."""
+        return self._writers.busy or self._readers.busy
+
+    @property
     def copies(self) -> bool:
         """Whether anything is being copied up, so that disks are busy."""
         return bool(self._copying)
@@ -208,7 +212,7 @@ class Door:
         if handler is None:
             self.device.answer(codec.failed(req.unique, errno.ENOSYS))
             return
-        outcome = self._guarded(req, self._locked, req, handler)
+        outcome = self._handle(req, handler)
         if self._relisted:
             outcome = self._with_listings_dropped(req, outcome)
         if outcome is not None and not isinstance(outcome, Later):
@@ -228,12 +232,15 @@ class Door:
 
     def _again(self, req: Request) -> None:
         req.inline = False
-        self._finish(req, self._guarded(req, self._locked, req, self.handlers[req.opcode]))
+        self._finish(req, self._handle(req, self.handlers[req.opcode]))
 
     def _finish(self, req: Request, outcome: Outcome) -> None:
         """Do what is left, step by step, and answer; in a worker thread."""
         while isinstance(outcome, Later):
-            outcome = self._guarded(req, self._step, req, outcome)
+            try:
+                outcome = self._step(req, outcome)
+            except Exception as exc:  # noqa: BLE001 - see _failed()
+                outcome = self._failed(req, exc)
         if self._relisted:
             self._drop_listings(self._relisted.pop(req.unique, ()))
         if outcome is None:
@@ -263,37 +270,40 @@ class Door:
                 work()
                 self._tell(req)
 
-    def _locked(self, req: Request, handler: Handler) -> Outcome:
-        with self.lock:
-            cache = self.stack.cache
-            if len(cache) > cache.limit:
-                cache.trim()
-            try:
-                return handler(req, *req.args)
-            except Busy as busy:
-                self._copying[busy.node].append(req)
-                self._parked[req.unique] = busy.node
-                return None
-            finally:
-                if self.stack.changed:
-                    self._tell(req)
-
-    def _guarded(self, req: Request, work: Callable[..., Outcome], *args: Any) -> Outcome:
-        """The only place where an exception becomes an errno."""
+    def _handle(self, req: Request, handler: Handler) -> Outcome:
+        """Enter the core. Every request comes through here, so this is one function."""
+        stack = self.stack
         try:
-            return work(*args)
-        except OSError as exc:
+            with self.lock:
+                cache = stack.cache
+                if len(cache) > cache.limit:
+                    cache.trim()
+                try:
+                    return handler(req, *req.args)
+                except Busy as busy:
+                    self._copying[busy.node].append(req)
+                    self._parked[req.unique] = busy.node
+                    return None
+                finally:
+                    if stack.changed:
+                        self._tell(req)
+        except Exception as exc:  # noqa: BLE001 - see _failed()
+            return self._failed(req, exc)
+
+    def _failed(self, req: Request, exc: Exception) -> Outcome:
+        """The only place where an exception becomes an errno; the mount lives on."""
+        if isinstance(exc, OSError):
             if self.debug:
                 _log.debug("%r: %s", req, exc)
             number = exc.errno or errno.EIO
-        except UnionFSError as exc:
+        elif isinstance(exc, UnionFSError):
             _log.warning("%r: %s", req, exc)
             number = exc.errno
-        except codec.ProtocolError as exc:
+        elif isinstance(exc, codec.ProtocolError):
             _log.error("not understood: %r: %s", req, exc)
             number = errno.EINVAL
-        except Exception:  # noqa: BLE001 - whatever it is, the mount must live on
-            _log.exception("unexpected error in %r", req)
+        else:
+            _log.error("unexpected error in %r", req, exc_info=exc)
             number = errno.EIO
         row = abi.ROWS.get(req.opcode)
         return codec.failed(req.unique, number) if row is None or row.answered else None

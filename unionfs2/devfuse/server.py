@@ -5,6 +5,7 @@ No state lives in this module: several servers may run in threads of one process
 
 from __future__ import annotations
 
+import errno
 import gc
 import logging
 import signal
@@ -15,6 +16,7 @@ from collections.abc import Callable
 from unionfs2 import readahead
 from unionfs2 import syscalls as sc
 from unionfs2.options import MountSpec
+from unionfs2.stack import oserror
 from unionfs2.union import UnionFS
 
 from . import abi, codec
@@ -73,7 +75,7 @@ class Server:
         device, door = self._device, self._door
         try:
             while True:
-                door.process(device.next())
+                door.process(device.next(patient=not door.works))
         except Ended:
             _log.debug("the connection has ended")
         finally:
@@ -109,6 +111,8 @@ class Server:
         flags: int,
         rest: bytes,
     ) -> Outcome:
+        if self._door.settings.minor:
+            raise oserror(errno.EINVAL)  # agreed on already
         settings, answer = negotiate(
             req.unique, self._wanted, (major, minor, readahead_max, flags, rest)
         )
