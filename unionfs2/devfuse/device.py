@@ -191,7 +191,7 @@ class Device:
 
     # --- out ---------------------------------------------------------------------------------
 
-    def answer(self, reply: Reply) -> None:
+    def answer(self, reply: Reply | memoryview) -> None:
         """Send an answer. What nobody waits for any more is dropped.
 
         Invariant: whoever asked is answered; with EIO where the kernel does not take the answer.

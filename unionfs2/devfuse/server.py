@@ -27,6 +27,7 @@ from .door import Door, Outcome
 from .listing import Listings
 from .names import Names
 from .session import TRANSFER_MAX, Wanted, negotiate
+from .splicing import DATA_MAX
 
 _log = logging.getLogger(__name__)
 
@@ -63,8 +64,10 @@ class Server:
         )
         self._device = Device(fuse_fd, busy_poll_us=spec.busy_poll, in_main_thread=in_main_thread)
         self._door = door = Door(fs, self._device, debug=debug)
-        for family in (Names, Attributes, Data, Listings):
-            door.handlers.update(family(door).handlers())
+        for family in (Names(door), Attributes(door), Data(door)):
+            door.handlers.update(family.handlers())
+            door.quick.update(family.quick())
+        door.handlers.update(Listings(door).handlers())
         door.handlers[abi.INTERRUPT] = door.interrupt
         door.handlers[abi.INIT] = self._init
         door.handlers[abi.DESTROY] = _destroy
@@ -159,7 +162,7 @@ def serve(
 
     def settled() -> None:
         ready()
-        readahead.widen(mountpoint, TRANSFER_MAX)
+        readahead.widen(mountpoint, DATA_MAX)  # no more than can be spliced
 
     in_main_thread = threading.current_thread() is threading.main_thread()
     server = Server(
