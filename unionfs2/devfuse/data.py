@@ -117,7 +117,11 @@ class Data:
 
     def release(self, req: Request, fh: int, *_: int) -> Outcome:
         if fh:  # 0: made by TMPFILE of a stateless door
-            self._fs.release(self._fs.file(fh))
+            handle = self._fs.file(fh)
+            node = handle.node
+            self._fs.release(handle)
+            if not node.id:
+                self._door.files.drop(node)
         return codec.ok(req.unique)
 
     # --- reading -------------------------------------------------------------------------------

@@ -229,7 +229,7 @@ class Door:
     def _finish(self, req: Request, outcome: Outcome) -> None:
         """Do what is left, step by step, and answer; in a worker thread."""
         while isinstance(outcome, Later):
-            outcome = self._guarded(req, self._step, outcome)
+            outcome = self._guarded(req, self._step, req, outcome)
         if outcome is None:
             return  # it waits again, or nobody is to be answered
         self.device.answer(outcome)
@@ -237,7 +237,7 @@ class Door:
         if req.kept is not None:
             self.device.give_back(req.kept)
 
-    def _step(self, later: Later) -> Outcome:
+    def _step(self, req: Request, later: Later) -> Outcome:
         try:
             result = later.work()
         except BaseException:
@@ -246,6 +246,8 @@ class Door:
         with self.lock:
             try:
                 return later.then(result)  # type: ignore[no-any-return]
+            except Busy as busy:
+                return self._park(req, busy)
             finally:
                 if later.cleanup is not None:
                     later.cleanup()
@@ -265,12 +267,16 @@ class Door:
             try:
                 return handler(req, *req.args)
             except Busy as busy:
-                self._copying[busy.node].append(req)
-                self._parked[req.unique] = busy.node
-                return None
+                return self._park(req, busy)
             finally:
                 if self.stack.changed:
                     self._tell()
+
+    def _park(self, req: Request, busy: Busy) -> Outcome:
+        """Have *req* start again from its beginning when that copy-up has ended."""
+        self._copying[busy.node].append(req)
+        self._parked[req.unique] = busy.node
+        return None
 
     def _guarded(self, req: Request, work: Callable[..., Outcome], *args: Any) -> Outcome:
         """The only place where an exception becomes an errno."""
