@@ -431,6 +431,8 @@ class Keeping:
             return
         if isinstance(node, Dir):
             node.orphan = os.dup(node.top.at())
+        elif node.low is not None:
+            return  # stays where it is, for nobody changes a lower directory
         else:
             dir_fd, at_name = stack.place(node)
             flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC

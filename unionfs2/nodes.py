@@ -4,7 +4,8 @@ A node is an identity. It lives as long as somebody counts on it: lookups not ye
 handles, or child nodes. Its place (parent and name) may change or vanish meanwhile.
 
 Invariant: ``parent.children[name] is node`` for every attached node, and for every alias of it.
-Invariant: a node without a place that is still known holds ``orphan``, a descriptor of its object.
+Invariant: a node without a place that is still known holds ``orphan``, a descriptor of its object,
+unless that is a lower non-directory, which stays under its name in its lower directory.
 Invariant: ``by_inode`` holds only upper objects (lower ones without an upper) with several links.
 """
 

@@ -166,15 +166,15 @@ class Stack:
 
     def place(self, node: Node) -> tuple[int, bytes]:
         """(directory descriptor, name) under which the object of an attached non-root lives."""
+        low = node.low
+        if low is not None:
+            return low.at(), node.name
         parent = node.parent
         if parent is None:
             raise oserror(errno.ESTALE, node.name)
         if node.is_dir:
             top = node.top  # type: ignore[attr-defined]
             return top.parent.at(), top.name
-        low = node.low
-        if low is not None:
-            return low.at(), node.name
         upper = parent.upper
         assert upper is not None
         return upper.at(), node.name

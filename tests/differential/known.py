@@ -220,7 +220,7 @@ KNOWN: Final[tuple[Known, ...]] = (
     Known(
         "protected-open",
         "devfuse is not asked about opens, so an immutable or append-only file can be opened for"
-        " writing; the first write is refused. The catalogue has the kernel hold no writes back",
+        " writing; the first write is refused",
         _protected_open,
         DEVFUSE,
     ),

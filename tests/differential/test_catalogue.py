@@ -14,15 +14,6 @@ _PLAYED = [(name, transport) for transport in TRANSPORTS for name in catalogue.f
 _needs = pytest.mark.needs("root", "fuse", "overlay", "trusted-xattr", "mknod", "acl")
 
 
-#: A write that is refused: told where it is made only when the kernel does not hold it back.
-_MORE = dict.fromkeys(("protected", "inode_flags"), ",writeback=off")
-
-
-def _play_on(place: bytes, transport: str, family: str) -> Outcome:
-    side = sides.unionfs2_server(transport, _MORE.get(family, ""))
-    return _play(place, side, family)
-
-
 def _play(place: bytes, other: Side, family: str) -> Outcome:
     history = catalogue.history(family, _FAMILIES[family])
     with Machine(KernelSide(), other, place) as machine:
@@ -37,7 +28,7 @@ def _report(outcome: Outcome) -> str:
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize(("family", "transport"), _PLAYED)
 def test_family(place: bytes, family: str, transport: str) -> None:
-    outcome = _play_on(place, transport, family)
+    outcome = _play(place, sides.unionfs2_server(transport), family)
     assert not outcome.differences, _report(outcome)
     assert outcome.op_count == sum(len(case.ops) + 3 for case in _FAMILIES[family])
 
@@ -66,6 +57,6 @@ _MET = {
 def test_known_differences_are_met(place: bytes, transport: str) -> None:
     met: set[str] = set()
     for family in ("known_calls", "opens_for_writing", "protected"):
-        excused = _play_on(place, transport, family).excused
+        excused = _play(place, sides.unionfs2_server(transport), family).excused
         met |= {ident for ident, count in excused.items() if count}
     assert _MET[transport] <= met <= known.idents(transport)

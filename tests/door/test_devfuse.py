@@ -349,7 +349,7 @@ def test_a_second_file_that_is_found_busy_in_the_middle(copying: Copying, of: An
     both = talk.send(opcode, body, nodeid=nodeid)
     other = copying.chmod(0o640)  # begins the copy-up of the second file
     copying.jobs[0].may_end.set()
-    until(lambda: len(copying.jobs[0].done) == 3)
+    until(lambda: len(copying.jobs[0].done) >= 3)
     assert not talk.answered(both)
     copying.end()
     assert talk.answer(other).ok
@@ -420,7 +420,7 @@ def test_a_large_write_keeps_its_buffer_until_it_is_written(talk: Talk) -> None:
 
     talk.door.handlers[abi.WRITE] = slowly
     data = os.urandom(300_000)
-    unique = talk.send(abi.WRITE, write_to(0, data), nodeid=node)
+    unique = talk.send(abi.WRITE, write_to(0, data, flags=os.O_SYNC), nodeid=node)
     talk.ask(abi.LOOKUP, b"x" * 200 + b"\0")
     gate.set()
     assert talk.answer(unique).body == pack("II", len(data), 0)

@@ -49,7 +49,7 @@ def check_invariants(fs: UnionFS) -> None:
             assert nodes.by_id.get(node.parent.id) is node.parent
             assert node.orphan < 0
         elif number != ROOT_ID:
-            assert node.orphan >= 0, node.name
+            assert node.orphan >= 0 or node.low is not None, node.name
         for parent, name in node.aliases or ():
             assert parent.children.get(name) is node
         if isinstance(node, Dir):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from functools import partial
 from mmap import mmap
 from typing import TYPE_CHECKING, Final
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
 
 #: Copies between files up to this size are done at once.
 _INLINE_RANGE: Final = 256 << 10
+#: A large write that takes longer has waited for the disk; so many after it go to a thread.
+_SLOW_NS: Final = 5_000_000
+_SLOW_WRITES: Final = 64
 _WHENCE: Final = (os.SEEK_DATA, os.SEEK_HOLE)
 
 
@@ -50,6 +54,7 @@ class Data:
         self._by_id = door.stack.nodes.by_id
         self._buffer = mmap(-1, TRANSFER_MAX)
         self._view = memoryview(self._buffer)
+        self._slow = 0
 
     def handlers(self) -> dict[int, Handler]:
         return {
@@ -86,8 +91,15 @@ class Data:
         handle = fs.open_file(node, flags, caller_of(req) if writing else None)
         # A read that the page cache answers does not reach us; where it would have to change the
         # access time, the cache goes, and the read comes.
+        backing = self._pass_on(handle)
+        if backing:
+            return codec.opened(req.unique, handle.fd, abi.FOPEN_PASSTHROUGH, backing)
         keep = bool(flags & os.O_NOATIME) or not fs.atime_is_due(handle)
         return codec.opened(req.unique, handle.fd, abi.FOPEN_KEEP_CACHE if keep else 0)
+
+    def _pass_on(self, handle: FileHandle) -> int:
+        stays = handle.in_upper or self._door.stack.upper is None
+        return self._door.passthrough.opened(handle, stays=stays)
 
     def create(
         self, req: Request, flags: int, mode: int, umask: int, _: int, name: bytes
@@ -101,7 +113,9 @@ class Data:
 
     def _made(self, req: Request, handle: FileHandle, st: os.stat_result) -> bytes:
         reply = self._door.entry(req, (handle.node, st))
-        return codec.with_open(reply, req.unique, handle.fd, abi.FOPEN_KEEP_CACHE)
+        backing = self._pass_on(handle)
+        how = abi.FOPEN_PASSTHROUGH if backing else abi.FOPEN_KEEP_CACHE
+        return codec.with_open(reply, req.unique, handle.fd, how, backing)
 
     def tmpfile(
         self, req: Request, flags: int, mode: int, umask: int, _: int, _name: bytes
@@ -119,6 +133,7 @@ class Data:
         if fh:  # 0: made by TMPFILE of a stateless door
             handle = self._fs.file(fh)
             node = handle.node
+            self._door.passthrough.released(handle)
             self._fs.release(handle)
             if not node.id:
                 self._door.files.drop(node)
@@ -228,10 +243,32 @@ class Data:
             write = partial(self._write_back, node)
         elif flags & (os.O_SYNC | os.O_DSYNC):
             sync, write = True, self._write_synced
-        if req.inline and (sync or len(data) >= longwork.THREAD_WRITE or door.copies):
+        if req.inline and (sync or self._may_wait(data)):
             work = partial(write, file.fd, data, offset)
             return self._reserved(work, partial(codec.written, req.unique), (file,))
-        return codec.written(req.unique, write(file.fd, data, offset))
+        if len(data) < longwork.THREAD_WRITE:
+            return codec.written(req.unique, write(file.fd, data, offset))
+        return codec.written(req.unique, self._timed(partial(write, file.fd, data, offset)))
+
+    def _may_wait(self, data: memoryview) -> bool:
+        """Whether a write is better made in a thread.
+
+        Into the page cache it is quicker than a change of threads, however large, until the
+        kernel makes writers wait for the disk: then the next ones are handed over.
+        """
+        if self._door.copies:
+            return True
+        if self._slow and len(data) >= longwork.THREAD_WRITE:
+            self._slow -= 1
+            return True
+        return False
+
+    def _timed(self, write: Callable[[], int]) -> int:
+        started = time.perf_counter_ns()
+        done = write()
+        if time.perf_counter_ns() - started > _SLOW_NS:
+            self._slow = _SLOW_WRITES
+        return done
 
     def _write_back(self, node: Node, fd: int, data: memoryview, offset: int) -> int:
         """What the kernel held back; the next writer is to hear of an error at once."""
@@ -256,9 +293,9 @@ class Data:
             self._fs.kill_suid_sgid(handle.node, caller_of(req))
         work = partial(self._fs.write, handle, offset, data)
         then = partial(codec.written, req.unique)
-        if req.inline and (handle.sync or len(data) >= longwork.THREAD_WRITE or self._door.copies):
+        if req.inline and (handle.sync or self._may_wait(data)):
             return Later(work, then)
-        return then(work())
+        return then(work() if len(data) < longwork.THREAD_WRITE else self._timed(work))
 
     # --- the disk ------------------------------------------------------------------------------
 

@@ -8,8 +8,8 @@ Rules that hold here:
 * Messages are read into memory that could be shared with another process (memfd), in buffers that
   can be taken away by a request that goes on elsewhere.
 
-Invariant: nobody looks again on a machine with one processor, with a limit of 0, or when it did
-not pay lately.
+Invariant: nobody looks again on a machine with one processor, with a limit of 0, while threads
+work, or when it did not pay lately.
 """
 
 from __future__ import annotations
@@ -103,8 +103,11 @@ class Device:
 
     # --- in ----------------------------------------------------------------------------------
 
-    def next(self) -> int:
-        """Wait for a message and read it into ``buffer``; its length. Raises Ended."""
+    def next(self, *, patient: bool = True) -> int:
+        """Wait for a message and read it into ``buffer``; its length. Raises Ended.
+
+        *patient*: look again for a moment before sleeping.
+        """
         while not self._ending:
             try:
                 return os.readv(self.fd, self._into)
@@ -113,9 +116,10 @@ class Device:
             except OSError as exc:
                 _check_reading(exc)
                 continue
-            length = self._look_again()
-            if length:
-                return length
+            if patient:
+                length = self._look_again()
+                if length:
+                    return length
             self._sleep()
         raise Ended
 

@@ -23,7 +23,6 @@ import logging
 import threading
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 from unionfs2 import longwork
 from unionfs2 import nodes as nd
@@ -38,6 +37,7 @@ from unionfs2.union import UnionFS
 from . import abi, codec
 from .codec import Reply, Request
 from .device import Device
+from .passthrough import Passthrough
 from .session import Settings
 from .workers import Busy, Later, Workers
 
@@ -62,6 +62,7 @@ class Door:
         self.lock = threading.Lock()
         self.settings = Settings(0, 0, 0)
         self.files = NodeFiles(fs.stack, min(_FILES_MAX, fs.stack.cache.limit // 2))
+        self.passthrough = Passthrough(device)
         self.handlers: dict[int, Handler] = {}
         self._by_id = fs.stack.nodes.by_id
         self._readers = Workers("reader", sc.unshare_fs_state)
@@ -123,6 +124,11 @@ class Door:
     def reading_waits(self) -> bool:
         """Whether a read that has to ask the disk would wait behind writers."""
         return bool(self._copying) or self._writers.busy
+
+    @property
+    def works(self) -> bool:
+        """Whether threads work, which need the interpreter more than one that looks again."""
+        return self._writers.busy or self._readers.busy
 
     @property
     def copies(self) -> bool:
@@ -206,7 +212,7 @@ class Door:
         if handler is None:
             self.device.answer(codec.failed(req.unique, errno.ENOSYS))
             return
-        outcome = self._guarded(req, self._locked, req, handler)
+        outcome = self._handle(req, handler)
         if outcome is not None and not isinstance(outcome, Later):
             self.device.answer(outcome)
             if self.watched:
@@ -224,12 +230,15 @@ class Door:
 
     def _again(self, req: Request) -> None:
         req.inline = False
-        self._finish(req, self._guarded(req, self._locked, req, self.handlers[req.opcode]))
+        self._finish(req, self._handle(req, self.handlers[req.opcode]))
 
     def _finish(self, req: Request, outcome: Outcome) -> None:
         """Do what is left, step by step, and answer; in a worker thread."""
         while isinstance(outcome, Later):
-            outcome = self._guarded(req, self._step, req, outcome)
+            try:
+                outcome = self._step(req, outcome)
+            except Exception as exc:  # noqa: BLE001 - see _failed()
+                outcome = self._failed(req, exc)
         if outcome is None:
             return  # it waits again, or nobody is to be answered
         self.device.answer(outcome)
@@ -259,18 +268,23 @@ class Door:
                 work()
                 self._tell()
 
-    def _locked(self, req: Request, handler: Handler) -> Outcome:
-        with self.lock:
-            cache = self.stack.cache
-            if len(cache) > cache.limit:
-                cache.trim()
-            try:
-                return handler(req, *req.args)
-            except Busy as busy:
-                return self._park(req, busy)
-            finally:
-                if self.stack.changed:
-                    self._tell()
+    def _handle(self, req: Request, handler: Handler) -> Outcome:
+        """Enter the core. Every request comes through here, so this is one function."""
+        stack = self.stack
+        try:
+            with self.lock:
+                cache = stack.cache
+                if len(cache) > cache.limit:
+                    cache.trim()
+                try:
+                    return handler(req, *req.args)
+                except Busy as busy:
+                    return self._park(req, busy)
+                finally:
+                    if stack.changed:
+                        self._tell()
+        except Exception as exc:  # noqa: BLE001 - see _failed()
+            return self._failed(req, exc)
 
     def _park(self, req: Request, busy: Busy) -> Outcome:
         """Have *req* start again from its beginning when that copy-up has ended."""
@@ -278,24 +292,22 @@ class Door:
         self._parked[req.unique] = busy.node
         return None
 
-    def _guarded(self, req: Request, work: Callable[..., Outcome], *args: Any) -> Outcome:
-        """The only place where an exception becomes an errno."""
-        try:
-            return work(*args)
-        except OSError as exc:
+    def _failed(self, req: Request, exc: Exception) -> Outcome:
+        """The only place where an exception becomes an errno; the mount lives on."""
+        if isinstance(exc, OSError):
             if self.debug:
                 _log.debug("%r: %s", req, exc)
             number = exc.errno or errno.EIO
-        except UnionFSError as exc:
+        elif isinstance(exc, UnionFSError):
             _log.warning("%r: %s", req, exc)
             number = exc.errno
-        except codec.ProtocolError as exc:
+        elif isinstance(exc, codec.ProtocolError):
             _log.error("not understood: %r: %s", req, exc)
             number = errno.EINVAL
-        except OverflowError:
+        elif isinstance(exc, OverflowError):
             number = errno.EINVAL  # a number that no system call takes
-        except Exception:  # noqa: BLE001 - whatever it is, the mount must live on
-            _log.exception("unexpected error in %r", req)
+        else:
+            _log.error("unexpected error in %r", req, exc_info=exc)
             number = errno.EIO
         row = abi.ROWS.get(req.opcode)
         return codec.failed(req.unique, number) if row is None or row.answered else None

@@ -71,7 +71,7 @@ class Server:
         device, door = self._device, self._door
         try:
             while True:
-                door.process(device.next())
+                door.process(device.next(patient=not door.works))
         except Ended:
             _log.debug("the connection has ended")
         finally:
@@ -114,6 +114,7 @@ class Server:
         )
         if settings is not None:
             self._door.settings = settings
+            self._door.passthrough.enabled = settings.has(abi.PASSTHROUGH)
             self._device.answer(answer)
             self._device.widen(TRANSFER_MAX)
             self._ready()
