@@ -5,6 +5,7 @@
     ./dev fuzz --seed 1234 --histories 1          one history again, from its seed
     ./dev fuzz --replay build/fuzz/seed-1234.py   a shrunk script again
     ./dev fuzz --transport pyfuse3                one of the programs that speak to /dev/fuse
+    ./dev fuzz --options writeback=on             of our mount, as unionfs2(1) has them
     ./dev fuzz --side kernel                      the kernel against itself: must never differ
 
 Exit status: 0 no difference, 1 differences (each with its seed and a script that replays), 2 the
@@ -14,6 +15,7 @@ machine cannot run here.
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import sys
 import time
@@ -48,6 +50,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--seed", type=int, help="first seed; history n has seed + n")
     found.add_argument("--side", choices=SIDES, default="fuse", help="who meets the kernel")
     found.add_argument("--transport", choices=("auto", *transports.SERVED), default="auto")
+    found.add_argument("--options", default="", help="further mount options of the side 'fuse'")
     found.add_argument("--dialect", choices=DIALECTS, default="trusted")
     found.add_argument("--userns", action="store_true", help="as an ordinary user, userxattr")
     found.add_argument("--fs", choices=arena.KINDS, help="scratch file system (ext4)")
@@ -65,7 +68,7 @@ def plan_of(options: argparse.Namespace) -> Plan:
     count = options.histories or (_ENDLESS if options.minutes else 50)
     transport = transports.chosen(options.transport)
     return Plan(
-        side=SIDES[options.side],
+        side=_side(options),
         transport=transport,
         dialect=_dialect(options).on(transport),
         seeds=range(seed, seed + count),
@@ -77,6 +80,12 @@ def plan_of(options: argparse.Namespace) -> Plan:
         shrink_s=options.shrink_seconds,
         findings_max=options.findings,
     )
+
+
+def _side(options: argparse.Namespace) -> Callable[[str], Side]:
+    if options.options and options.side == "fuse":
+        return functools.partial(sides.unionfs2_server, more=f",{options.options}")
+    return SIDES[options.side]
 
 
 def _report(options: argparse.Namespace) -> Path:
@@ -93,6 +102,16 @@ def _dialect(options: argparse.Namespace) -> Dialect:
     if os.geteuid() == 0:
         return pieces.USER_NAMESPACE
     return pieces.USER_NAMESPACE._replace(callers=("root",))
+
+
+def _words(options: argparse.Namespace) -> str:
+    """What has to be said again to meet the same two sides on the same file system."""
+    words = " --userns" if options.userns else ""
+    for name, usual in (("side", "fuse"), ("options", ""), ("dialect", "trusted"), ("fs", None)):
+        value = getattr(options, name)
+        if value != usual:
+            words += f" --{name} {value}"
+    return words
 
 
 class _Progress:
@@ -113,8 +132,8 @@ class _Progress:
             print(totals.line(), flush=True)
 
 
-def fuzz(plan: Plan) -> int:
-    """Run a campaign and print what it found."""
+def fuzz(plan: Plan, more: str = "") -> int:
+    """Run a campaign and print what it found; *more* are words that a replay needs."""
     first = plan.seeds[0]
     print(f"seed {first}, {plan.op_count} operations per history, {plan.jobs} processes")
     progress = _Progress()
@@ -124,7 +143,7 @@ def fuzz(plan: Plan) -> int:
     for ident, count in sorted(totals.excused.items()):
         print(f"known difference {ident}: {count} times")
     for finding in totals.findings:
-        words = f"./dev fuzz --transport {plan.transport}"
+        words = f"./dev fuzz --transport {plan.transport}{more}"
         print(f"again: {words} --seed {finding.seed} --histories 1 --ops {plan.op_count}")
         print(f"short: {words} --replay {plan.report / f'seed-{finding.seed}.py'}")
     for failure in totals.failures:
@@ -151,7 +170,7 @@ def main(argv: list[str]) -> int:
 
     def work() -> int:
         try:
-            return replay(plan, options.replay) if options.replay else fuzz(plan)
+            return replay(plan, options.replay) if options.replay else fuzz(plan, _words(options))
         except (arena.ArenaError, OSError) as exc:
             print(f"./dev fuzz: {exc}", file=sys.stderr)
             return 2

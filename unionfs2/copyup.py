@@ -214,6 +214,8 @@ def _arrived(stack: Stack, node: Node, st: os.stat_result) -> None:
         return
     # A broken hard link is a file of its own from here on, with a number of its own.
     assert stack.upper is not None
+    if node.parent is not None:
+        stack.relisted.append(node.parent)
     node.ino = stack.ino_of(stack.stat(node), stack.upper)
 
 
@@ -481,6 +483,9 @@ def _copy_directory(stack: Stack, node: Dir) -> None:
         stack.ledger.added(os.stat(node.upper.at()))
         stack.recount_directory(parent.upper)
     stack.changed += (node, parent)
+    if node.flags & nd.STRAYS:
+        node.flags &= ~nd.STRAYS
+        stack.relisted.append(node)
 
 
 def _move_directory(

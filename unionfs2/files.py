@@ -26,6 +26,7 @@ _NOT_PASSED = (
     | os.O_NOCTTY
     | getattr(os, "FASYNC", 0o20000)
 )
+_COPY_STEP = 1 << 20
 _DAY_S = 24 * 3600
 #: Flags of a node whose data cannot be changed by everybody, or about which that is not known.
 PROTECTED = nd.IMMUTABLE | nd.APPEND_ONLY
@@ -106,11 +107,6 @@ def kill_suid_sgid(stack: Stack, node: Node, caller: Caller) -> None:
         attrs.change_mode(stack, node, mode & ~drop)
 
 
-def open_for_copy(stack: Stack, node: Node) -> int:
-    """A descriptor to copy data from, which is no reading: the access time stays."""
-    return attrs.open_object(stack, node, os.O_RDONLY | os.O_NOATIME)
-
-
 def fallocate(handle: FileHandle, mode: int, offset: int, length: int) -> None:
     """Allocate or punch; where somebody counts, what the file grows by has to be free."""
     if not handle.writable:
@@ -119,6 +115,29 @@ def fallocate(handle: FileHandle, mode: int, offset: int, length: int) -> None:
         sc.fallocate(handle.fd, mode, offset, length)
     else:
         handle.account.allocate(handle.fd, mode, offset, length)
+
+
+def copy_range(handle: FileHandle, fd_in: int, length: int, offset_in: int, offset_out: int) -> int:
+    """copy_file_range(2) from *fd_in*; where somebody counts, by reading and writing."""
+    if not handle.writable:
+        raise oserror(errno.EBADF)
+    if handle.account is None:
+        return sc.copy_range(fd_in, handle.fd, length, offset_in, offset_out)
+    done = 0
+    while done < length:
+        data = os.pread(fd_in, min(length - done, _COPY_STEP), offset_in + done)
+        if not data:
+            break
+        try:
+            part = handle.account.write(handle.fd, offset_out + done, data)
+        except OSError:
+            if not done:
+                raise
+            break
+        done += part
+        if part < len(data):
+            break
+    return done
 
 
 def _loses_sgid(st: os.stat_result, caller: Caller) -> bool:

@@ -132,6 +132,7 @@ class Door(pyfuse3.Operations):
 
         What copy-up changed counts also when the operation failed afterwards.
         """
+        self.fs.stack.relisted.clear()  # listings are not cached
         while changed:
             self._stale(changed.pop())
 

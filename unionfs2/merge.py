@@ -46,7 +46,11 @@ def listing(stack: Stack, node: Dir) -> list[Entry]:
     if node.flags & nd.DEAD:
         return []  # another directory may have its name by now
     if not node.merged and not node.whiteouts:
-        return [_as_device(entry) for entry in read_names(node.top)]
+        entries = read_names(node.top)
+        if any(entry[2] == WHITEOUT for entry in entries):
+            node.flags |= nd.STRAYS
+            entries = [_as_device(entry) for entry in entries]
+        return entries
     return _merged(stack, node, attribute_form=node.merged and node.xwhiteouts)
 
 

@@ -19,6 +19,8 @@ from .branch import RealDir
 from .nodes import Node
 from .stack import Stack
 
+#: What is written to is opened so.
+OPEN_FLAGS = os.O_RDWR | os.O_NOATIME
 _OWNER_RW = stat.S_IRUSR | stat.S_IWUSR
 
 
@@ -36,39 +38,54 @@ class NodeFile:
 
 
 class NodeFiles:
-    """The descriptors of one mount; for the thread that holds the core."""
+    """The descriptors of one mount; for the thread that holds the core.
+
+    A node may have two: one to read from, and one that is written to and leaves the access time
+    alone. Where access times are not kept the second serves both.
+    """
 
     def __init__(self, stack: Stack, limit: int) -> None:
         self._stack = stack
         self._limit = limit
-        self._open: OrderedDict[Node, NodeFile] = OrderedDict()
+        self._keeps_atime = stack.policy.keeps_atime
+        self._read: OrderedDict[Node, NodeFile] = OrderedDict()
+        self._written: OrderedDict[Node, NodeFile] = OrderedDict()
 
     def __len__(self) -> int:
-        return len(self._open)
+        return len(self._read) + len(self._written)
 
     def reading(self, node: Node) -> NodeFile:
-        """A descriptor to read from. OSError of open(2)."""
-        found = self._open.get(node)
+        """A descriptor to read from, which counts as access. OSError of open(2)."""
+        found = self._read.get(node)
         if found is not None and found.low is node.low:
             return found
-        return self._keep(node, os.O_RDONLY)
+        if not self._keeps_atime:
+            found = self._written.get(node)
+            if found is not None:
+                return found
+        return self._keep(self._read, node, os.O_RDONLY)
 
     def writing(self, node: Node) -> NodeFile:
         """A descriptor to write to. needs: *node* is in the upper."""
-        found = self._open.get(node)
-        if found is not None and found.writable and found.low is node.low:
+        found = self._written.get(node)
+        if found is not None:
             return found
-        return self._keep(node, os.O_RDWR)
+        return self._keep(self._written, node, OPEN_FLAGS)
+
+    def open_quietly(self, node: Node) -> int:
+        """A descriptor of the caller's own, reading from which is no access."""
+        return self._open_object(node, os.O_RDONLY | os.O_NOATIME)
 
     def adopt(self, node: Node, fd: int) -> NodeFile:
-        """Keep *fd*, open for reading and writing, of an object just made."""
-        return self._add(node, NodeFile(fd, node.low, writable=True))
+        """Keep *fd*, opened with OPEN_FLAGS, of an object just made."""
+        return self._add(self._written, node, NodeFile(fd, node.low, writable=True))
 
     def drop(self, node: Node) -> None:
         """Close what is open of a node that goes, or whose object has changed."""
-        found = self._open.pop(node, None)
-        if found is not None:
-            self._close(found)
+        for files in (self._read, self._written):
+            found = files.pop(node, None)
+            if found is not None:
+                self._close(found)
 
     def use(self, file: NodeFile) -> NodeFile:
         """Keep *file* open until done(), whatever happens to the node."""
@@ -82,18 +99,21 @@ class NodeFiles:
 
     def close(self) -> None:
         """Close everything; nobody works with any descriptor any more."""
-        while self._open:
-            os.close(self._open.popitem()[1].fd)
+        for files in (self._read, self._written):
+            while files:
+                os.close(files.popitem()[1].fd)
 
-    def _keep(self, node: Node, flags: int) -> NodeFile:
-        self.drop(node)
+    def _keep(self, files: OrderedDict[Node, NodeFile], node: Node, flags: int) -> NodeFile:
+        found = files.pop(node, None)
+        if found is not None:
+            self._close(found)
         fd = self._open_object(node, flags)
-        return self._add(node, NodeFile(fd, node.low, writable=flags == os.O_RDWR))
+        return self._add(files, node, NodeFile(fd, node.low, writable=flags == OPEN_FLAGS))
 
-    def _add(self, node: Node, file: NodeFile) -> NodeFile:
-        self._open[node] = file
-        if len(self._open) > self._limit:
-            self._close(self._open.popitem(last=False)[1])
+    def _add(self, files: OrderedDict[Node, NodeFile], node: Node, file: NodeFile) -> NodeFile:
+        files[node] = file
+        if len(files) > self._limit:
+            self._close(files.popitem(last=False)[1])
         return file
 
     @staticmethod

@@ -32,6 +32,7 @@ PROTECTION_KNOWN = 0x20  # the two bits above were looked up
 DEAD = 0x40  # removed; no new entries
 NO_CAPABILITY = 0x100  # made here, and nobody has given it a capability since
 OPAQUE = 0x80  # directory known to carry the opaque mark
+STRAYS = 0x200  # directory listed with whiteouts, which its copy-up hides
 
 
 class Node:

@@ -110,6 +110,8 @@ class Stack:
         self.ledger: Ledger | None = None
         # Nodes whose attributes copy-up changed; a door that caches empties the list.
         self.changed: list[Node] = []
+        # Directories whose listing copy-up changed although no name came or went; likewise.
+        self.relisted: list[Dir] = []
         self._writable: Writable | None = None
         if upper is not None:
             names = TempNames()

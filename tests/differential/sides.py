@@ -320,9 +320,9 @@ class ServerSide:
         self._log.close()
 
 
-def unionfs2_server(transport: str) -> ServerSide:
-    """Our FUSE mount, quick to start."""
-    return ServerSide(transport)
+def unionfs2_server(transport: str, more: str = "") -> ServerSide:
+    """Our FUSE mount, quick to start; *more* options begin with a comma."""
+    return ServerSide(transport, more=more)
 
 
 def unionfs2_limited(transport: str) -> ServerSide:

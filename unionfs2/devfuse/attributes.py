@@ -13,6 +13,7 @@ from unionfs2 import nodes as nd
 from unionfs2 import syscalls as sc
 from unionfs2.attrs import stat_with_birth
 from unionfs2.model import SetAttr
+from unionfs2.ondisk import CAPABILITY
 from unionfs2.stack import oserror
 
 from . import abi, codec
@@ -125,6 +126,10 @@ class Attributes:
         handle: Resizable | None = None
         if new.size is not None and valid & abi.FATTR_FH:
             handle = fs.files.get(fh) if fh else door.files.writing(node)
+        if new.size is not None and new.mtime_ns is None and door.settings.has(abi.WRITEBACK_CACHE):
+            # The size stays, else the kernel would have set the time. It keeps the time that it
+            # has, whatever we answer, so the file must keep it as well.
+            new = new._replace(mtime_ns=fs.getattr(node).st_mtime_ns)
         caller = caller_of(req)
         if valid & abi.FATTR_KILL_SUIDGID and new.size is not None:
             fs.kill_suid_sgid(node, caller)
@@ -166,7 +171,8 @@ class Attributes:
             return then()
         self._fs.check_setxattr(node, name)
         self._fs.getxattr(node, name)  # an absent one copies nothing up
-        return door.copied_up(node, then)
+        # With a write by somebody who may not keep it the kernel takes this one away first.
+        return door.copied_up(node, then, nameless=name == CAPABILITY)
 
     # --- inode flags (chattr, xfs_io) ------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from unionfs2 import files as corefiles
 from unionfs2 import longwork
 from unionfs2 import syscalls as sc
 from unionfs2.handles import write_or_fail, write_whole
+from unionfs2.nodefiles import OPEN_FLAGS
 from unionfs2.stack import oserror
 
 from . import abi, codec
@@ -37,8 +38,8 @@ if TYPE_CHECKING:
     from .codec import Request
     from .door import Door, Handler, Outcome
 
-#: Copies between files up to this size are done at once.
-_INLINE_RANGE: Final = 256 << 10
+#: Flags of an open file through which not every read counts as access.
+_MAYBE_QUIET: Final = os.O_NOATIME | os.O_ACCMODE
 #: A large write that takes longer has waited for the disk; so many after it go to a thread.
 _SLOW_NS: Final = 5_000_000
 _SLOW_WRITES: Final = 64
@@ -124,7 +125,7 @@ class Data:
         parent, caller = door.directory(req.nodeid), caller_of(req, umask)
         if not door.settings.stateless:
             return self._made(req, *fs.create_nameless(parent, mode, flags, caller))
-        node, st, fd = fs.make_nameless(parent, mode, os.O_RDWR, caller)
+        node, st, fd = fs.make_nameless(parent, mode, OPEN_FLAGS, caller)
         door.files.adopt(node, fd)
         reply = door.entry(req, (node, st))
         return codec.with_open(reply, req.unique, 0, abi.FOPEN_KEEP_CACHE)
@@ -141,7 +142,10 @@ class Data:
 
     # --- reading -------------------------------------------------------------------------------
 
-    def read(self, req: Request, fh: int, offset: int, size: int, *_: int) -> Outcome:
+    def read(
+        self, req: Request, fh: int, offset: int, size: int, _read_flags: int, _owner: int,
+        flags: int = 0,
+    ) -> Outcome:  # fmt: skip
         door = self._door
         size = min(size, TRANSFER_MAX)
         if fh:
@@ -149,8 +153,35 @@ class Data:
         node = self._by_id.get(req.nodeid)
         if node is None or not node.is_regular:
             node = self._regular(req)
-        file = door.files.reading(node)
+        if not flags & _MAYBE_QUIET or node.low is not None:
+            file = door.files.reading(node)
+        elif flags & os.O_ACCMODE == os.O_RDONLY:
+            return self._read_quietly(req, node, offset, size)
+        else:
+            file = self._of_writer(node, flags, size)
         return self._read(req, file.fd, offset, size, file)
+
+    def _of_writer(self, node: Node, flags: int, size: int) -> NodeFile:
+        """The file to read from for somebody who has it open for writing.
+
+        Where the kernel holds writes back it reads the page of which a part is written, and does
+        not say so. That must not count as access; a page is as much as it asks for then.
+        """
+        files = self._door.files
+        quiet = flags & (os.O_NOATIME | os.O_WRONLY) or (
+            size <= abi.PAGE and self._door.settings.has(abi.WRITEBACK_CACHE)
+        )
+        return files.writing(node) if quiet else files.reading(node)
+
+    def _read_quietly(self, req: Request, node: Node, offset: int, size: int) -> Outcome:
+        """A read by somebody who asked to leave the access time alone."""
+        fd = self._door.files.open_quietly(node)
+        return Later(
+            partial(longwork.read_whole, fd, offset, size),
+            partial(codec.data, req.unique),
+            cleanup=partial(os.close, fd),
+            reads=True,
+        )
 
     def _regular(self, req: Request) -> Node:
         node = self._door.node(req.nodeid)
@@ -227,7 +258,11 @@ class Data:
 
     def _appends(self, node: Node, offset: int, data: memoryview) -> bool:
         """Whether a write from the kernel's cache, whole pages, leaves alone what is there."""
-        there = longwork.read_whole(self._door.files.reading(node).fd, offset, len(data))
+        fd = self._door.files.open_quietly(node)
+        try:
+            there = longwork.read_whole(fd, offset, len(data))
+        finally:
+            os.close(fd)
         return data[: len(there)] == there
 
     def _write_node(
@@ -326,13 +361,6 @@ class Data:
 
     # --- ranges --------------------------------------------------------------------------------
 
-    def _target(self, node: Node, fh: int) -> tuple[int, NodeFile | None]:
-        """(descriptor to write to, the file to reserve)."""
-        if fh:
-            return self._fs.file(fh).fd, None
-        file = self._door.files.writing(node)
-        return file.fd, file
-
     def fallocate(self, req: Request, fh: int, offset: int, length: int, mode: int) -> Outcome:
         node = self._regular(req)
         self._fs.check_write(node, append=False)
@@ -347,8 +375,8 @@ class Data:
         if fh:
             work = partial(self._fs.fallocate, self._fs.file(fh), mode, offset, length)
             return Later(work, done)
-        fd, file = self._target(node, fh)
-        return self._reserved(partial(sc.fallocate, fd, mode, offset, length), done, (file,))
+        file = self._door.files.writing(node)
+        return self._reserved(partial(sc.fallocate, file.fd, mode, offset, length), done, (file,))
 
     def lseek(self, req: Request, fh: int, offset: int, whence: int) -> Outcome:
         node = self._regular(req)
@@ -380,13 +408,14 @@ class Data:
     ) -> Outcome:  # fmt: skip
         self._door.check_free(source)
         self._fs.drop_privileges(target, caller_of(req))
-        if fh_out and self._fs.file(fh_out).account is not None:
-            raise oserror(errno.EOPNOTSUPP)  # the kernel copies by READ and WRITE, which count
-        fd_out, out_file = self._target(target, fh_out)
+        out_file = None if fh_out else self._door.files.writing(target)
+        if out_file is None:
+            copy = partial(corefiles.copy_range, self._fs.file(fh_out))
+        else:
+            copy = partial(_copy_range, out_file.fd)
         # A descriptor of its own: copying is no reading, and leaves the access time alone.
-        fd_in = corefiles.open_for_copy(self._door.stack, source)
-        length = min(length, 1 << 30)
-        work = partial(sc.copy_range, fd_in, fd_out, length, off_in, off_out)
+        fd_in = self._door.files.open_quietly(source)
+        work = partial(copy, fd_in, min(length, 1 << 30), off_in, off_out)
         later = self._reserved(work, partial(pack, req.unique), (out_file,))
         inner = later.cleanup
 
@@ -397,6 +426,10 @@ class Data:
 
         later.cleanup = cleanup
         return later
+
+
+def _copy_range(fd_out: int, fd_in: int, length: int, off_in: int, off_out: int) -> int:
+    return sc.copy_range(fd_in, fd_out, length, off_in, off_out)
 
 
 def _done(unique: int, _: object = None) -> bytes:

@@ -21,7 +21,7 @@ from __future__ import annotations
 import errno
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 from unionfs2 import longwork
@@ -61,7 +61,7 @@ class Door:
         self.debug = debug
         self.lock = threading.Lock()
         self.settings = Settings(0, 0, 0)
-        self.files = NodeFiles(fs.stack, min(_FILES_MAX, fs.stack.cache.limit // 2))
+        self.files = NodeFiles(fs.stack, min(_FILES_MAX, fs.stack.cache.limit // 4))
         self.passthrough = Passthrough(device)
         self.handlers: dict[int, Handler] = {}
         self._by_id = fs.stack.nodes.by_id
@@ -76,6 +76,8 @@ class Door:
         # before each write, and a write that the kernel would only hold back can be refused. It
         # does not ask before reads (fuse_cache_write_iter(), fuse_get_cache_mask()).
         self.watched: list[Node] = []
+        # By request, directories of which the kernel has to drop the listing before the answer.
+        self._relisted: dict[int, list[Dir]] = {}
 
     # --- helpers of handlers -----------------------------------------------------------------
 
@@ -213,6 +215,8 @@ class Door:
             self.device.answer(codec.failed(req.unique, errno.ENOSYS))
             return
         outcome = self._handle(req, handler)
+        if self._relisted:
+            outcome = self._with_listings_dropped(req, outcome)
         if outcome is not None and not isinstance(outcome, Later):
             self.device.answer(outcome)
             if self.watched:
@@ -239,6 +243,8 @@ class Door:
                 outcome = self._step(req, outcome)
             except Exception as exc:  # noqa: BLE001 - see _failed()
                 outcome = self._failed(req, exc)
+        if self._relisted:
+            self._drop_listings(self._relisted.pop(req.unique, ()))
         if outcome is None:
             return  # it waits again, or nobody is to be answered
         self.device.answer(outcome)
@@ -250,7 +256,7 @@ class Door:
         try:
             result = later.work()
         except BaseException:
-            self._under_lock(later.cleanup)
+            self._under_lock(req, later.cleanup)
             raise
         with self.lock:
             try:
@@ -260,13 +266,13 @@ class Door:
             finally:
                 if later.cleanup is not None:
                     later.cleanup()
-                self._tell()
+                self._tell(req)
 
-    def _under_lock(self, work: Callable[[], None] | None) -> None:
+    def _under_lock(self, req: Request, work: Callable[[], None] | None) -> None:
         if work is not None:
             with self.lock:
                 work()
-                self._tell()
+                self._tell(req)
 
     def _handle(self, req: Request, handler: Handler) -> Outcome:
         """Enter the core. Every request comes through here, so this is one function."""
@@ -282,7 +288,7 @@ class Door:
                     return self._park(req, busy)
                 finally:
                     if stack.changed:
-                        self._tell()
+                        self._tell(req)
         except Exception as exc:  # noqa: BLE001 - see _failed()
             return self._failed(req, exc)
 
@@ -312,13 +318,33 @@ class Door:
         row = abi.ROWS.get(req.opcode)
         return codec.failed(req.unique, number) if row is None or row.answered else None
 
-    def _tell(self) -> None:
+    def _tell(self, req: Request) -> None:
         """Have the kernel ask again for attributes that changed behind its back."""
-        changed = self.stack.changed
+        changed, relisted = self.stack.changed, self.stack.relisted
+        if relisted:
+            self._relisted.setdefault(req.unique, []).extend(relisted)
+            relisted.clear()
         while changed:
             node = changed.pop()
             if node.id and node.lookups:
                 self.device.notify(codec.inval_inode(node.id, -1, 0))
+
+    def _with_listings_dropped(self, req: Request, outcome: Outcome) -> Outcome:
+        """*outcome*, after the kernel has dropped listings that *req* has changed.
+
+        In a thread: somebody may hold a page of a listing while it is copied to where only we can
+        let it go (fuse_readdir_cached() into a memory map of a file of ours).
+        """
+        if isinstance(outcome, Later) or req.unique not in self._relisted:
+            return outcome
+        return Later(
+            lambda: self._drop_listings(self._relisted.pop(req.unique, ())), lambda _: outcome
+        )
+
+    def _drop_listings(self, dirs: Iterable[Dir]) -> None:
+        for node in dirs:
+            if node.id and node.lookups:
+                self.device.notify(codec.inval_inode(node.id, 0, 0))
 
     def _forget_attributes(self) -> None:
         if self.settings.has(abi.WRITEBACK_CACHE):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import stat
 from typing import TYPE_CHECKING
 
 from unionfs2 import syscalls as sc
+from unionfs2.nodefiles import OPEN_FLAGS
 from unionfs2.nodes import ROOT_ID, Dir
 
 from . import abi, codec
@@ -79,7 +79,7 @@ class Names:
         if mode & _S_IFMT not in _TYPELESS or not door.settings.stateless:
             return door.entry(req, self._fs.mknod(parent, name, mode, rdev, caller))
         # It is about to be written: the kernel makes files this way when opens send no message.
-        node, st, fd = self._fs.make_file(parent, name, mode, os.O_RDWR, caller)
+        node, st, fd = self._fs.make_file(parent, name, mode, OPEN_FLAGS, caller)
         door.files.adopt(node, fd)
         return door.entry(req, (node, st))
 
