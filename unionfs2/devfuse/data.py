@@ -145,8 +145,11 @@ class Data:
     def release(self, req: Request, fh: int, *_: int) -> Outcome:
         if fh:  # 0: made by TMPFILE of a stateless door
             handle = self._fs.file(fh)
+            node = handle.node
             self._door.passthrough.released(handle)
             self._fs.release(handle)
+            if not node.id:
+                self._door.files.drop(node)
         return codec.ok(req.unique)
 
     # --- reading -------------------------------------------------------------------------------

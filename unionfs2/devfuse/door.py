@@ -295,6 +295,8 @@ class Door:
         with self.lock:
             try:
                 return later.then(result)  # type: ignore[no-any-return]
+            except Busy as busy:
+                return self._park(req, busy)
             finally:
                 if later.cleanup is not None:
                     later.cleanup()
@@ -317,14 +319,18 @@ class Door:
                 try:
                     return handler(req, *req.args)
                 except Busy as busy:
-                    self._copying[busy.node].append(req)
-                    self._parked[req.unique] = busy.node
-                    return None
+                    return self._park(req, busy)
                 finally:
                     if stack.changed:
                         self._tell(req)
         except Exception as exc:  # noqa: BLE001 - see _failed()
             return self._failed(req, exc)
+
+    def _park(self, req: Request, busy: Busy) -> Outcome:
+        """Have *req* start again from its beginning when that copy-up has ended."""
+        self._copying[busy.node].append(req)
+        self._parked[req.unique] = busy.node
+        return None
 
     def _failed(self, req: Request, exc: Exception) -> Outcome:
         """The only place where an exception becomes an errno; the mount lives on."""
@@ -338,6 +344,8 @@ class Door:
         elif isinstance(exc, codec.ProtocolError):
             _log.error("not understood: %r: %s", req, exc)
             number = errno.EINVAL
+        elif isinstance(exc, OverflowError):
+            number = errno.EINVAL  # a number that no system call takes
         else:
             _log.error("unexpected error in %r", req, exc_info=exc)
             number = errno.EIO

@@ -63,14 +63,8 @@ class Server:
             passthrough=spec.passthrough,
         )
         self._device = Device(fuse_fd, busy_poll_us=spec.busy_poll, in_main_thread=in_main_thread)
-        self._door = door = Door(fs, self._device, debug=debug)
-        for family in (Names(door), Attributes(door), Data(door)):
-            door.handlers.update(family.handlers())
-            door.quick.update(family.quick())
-        door.handlers.update(Listings(door).handlers())
-        door.handlers[abi.INTERRUPT] = door.interrupt
-        door.handlers[abi.INIT] = self._init
-        door.handlers[abi.DESTROY] = _destroy
+        self._door = new_door(fs, self._device, debug=debug)
+        self._door.handlers[abi.INIT] = self._init
         self.ending = False
 
     def run(self) -> None:
@@ -137,6 +131,18 @@ def _has_room(fs: UnionFS) -> bool:
     """
     free = fs.statfs()
     return free.f_bavail * free.f_frsize >= _ROOM_MIN
+
+
+def new_door(fs: UnionFS, device: Device, *, debug: bool = False) -> Door:
+    """A door with every handler but that of INIT."""
+    door = Door(fs, device, debug=debug)
+    for family in (Names(door), Attributes(door), Data(door)):
+        door.handlers.update(family.handlers())
+        door.quick.update(family.quick())
+    door.handlers.update(Listings(door).handlers())
+    door.handlers[abi.INTERRUPT] = door.interrupt
+    door.handlers[abi.DESTROY] = _destroy
+    return door
 
 
 def _destroy(req: codec.Request) -> Outcome:
