@@ -24,7 +24,7 @@ LEVELS: Final[dict[str, tuple[str, ...]]] = {
     level: tuple(modules.split())
     for level, modules in {
         "0 vocabulary": (
-            "errors closing sizes ondisk model storemodel transports option_names options"
+            "errors logger closing sizes ondisk model storemodel transports option_names options"
             " store_options"
         ),
         "1 system calls": "syscalls mountcalls privilege quotacalls",

@@ -16,7 +16,6 @@ the core (UnionFS), the layer store (Driver) nor a mount through the kernel ever
 trio; AsyncDriver is the driver for programs on trio.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -67,4 +66,6 @@ if not TYPE_CHECKING:  # a type checker that saw it would accept every name
         """Load a public name from its module (PEP 562)."""
         if name not in _HOME:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib import import_module  # noqa: PLC0415 - a command has no need of it
+
         return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

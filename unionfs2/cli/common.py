@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from typing import TypeVar
 
 from unionfs2.errors import (
@@ -72,11 +71,11 @@ def read_spec(
     parsed = parse_options(texts)
     spec = parsed.spec
     if debug:
-        spec = replace(spec, debug=True)
+        spec = spec._replace(debug=True)
     if journal:
-        spec = replace(spec, journal=True)
+        spec = spec._replace(journal=True)
     if log is not None:
-        spec = replace(spec, log=os.fsencode(log))
+        spec = spec._replace(log=os.fsencode(log))
     return spec, parsed.ignored
 
 
@@ -92,7 +91,7 @@ def serve_in_foreground(spec: MountSpec, target: bytes) -> None:
     os.close(open_target(target))
     logs.set_up(spec, foreground=True)
     os.umask(0)
-    serve_mount(spec, target, ready=lambda: None, warn=lambda _: None)
+    serve_mount(spec, target)
 
 
 def options_help() -> str:

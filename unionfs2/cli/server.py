@@ -7,17 +7,16 @@ very mount, told by its id: somebody may have put another one in the same place 
 
 from __future__ import annotations
 
-import importlib
-import logging
 import os
 import resource
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Protocol
 
 from unionfs2 import attach, locks, mountcalls, mounts, privilege, syscalls, transports
 from unionfs2.errors import BusyError, MountError, sentence
+from unionfs2.fuse_mount import Ready
 from unionfs2.layercheck import check_layers
+from unionfs2.logger import Log
 from unionfs2.mountcalls import MountEntry
 from unionfs2.options import MountSpec
 from unionfs2.transports import Transport
@@ -25,11 +24,22 @@ from unionfs2.transports import Transport
 if TYPE_CHECKING:
     from unionfs2.union import UnionFS
 
-_log = logging.getLogger(__name__)
+_log = Log(__name__)
+
+
+def _no_ready(transport: Transport | None = None) -> None:
+    """Nobody waits for the mount."""
+
+
+def _no_warning(text: str) -> None:
+    """Nobody hears of it but the log."""
 
 
 def serve_mount(
-    spec: MountSpec, target: bytes, ready: Callable[[], None], warn: Callable[[str], None]
+    spec: MountSpec,
+    target: bytes,
+    ready: Ready = _no_ready,
+    warn: Callable[[str], None] = _no_warning,
 ) -> None:
     """Mount *spec* (absolute paths) on *target* and serve it until it is unmounted.
 
@@ -40,7 +50,7 @@ def serve_mount(
 
     raise_descriptor_limit()
     if spec.userxattr is None:
-        spec = replace(spec, userxattr=privilege.default_userxattr())
+        spec = spec._replace(userxattr=privilege.default_userxattr())
     check_layers(spec, "fuse")
     serve = load_serve(transports.chosen(spec.transport))
     held = locks.acquire(spec)
@@ -50,17 +60,18 @@ def serve_mount(
     # Held until the process ends: dropping it is the last thing that happens.
     with UnionFS.open(spec, clean_work=not held.in_use) as fs:
         # Without an upper the mount is read-only as a whole, as the kernel's overlay is.
-        fuse_fd = attach.attach(replace(spec, read_only=spec.read_only or not spec.upper), target)
+        fuse_fd = attach.attach(spec._replace(read_only=spec.read_only or not spec.upper), target)
         entry = mountcalls.find_mount(target)
         try:
-            record = mounts.record(target, "fuse", spec, os.getpid(), transport_of(serve))
+            transport = transport_of(serve)
+            record = mounts.record(target, "fuse", spec, os.getpid(), transport)
             try:
                 serve(
                     fs,
                     fuse_fd,
                     mountpoint=os.fsdecode(target),
                     spec=spec,
-                    ready=ready,
+                    ready=lambda: ready(transport),
                     unmount=lambda: unmount_own(entry),
                     debug=spec.debug,
                 )
@@ -97,7 +108,11 @@ class Serve(Protocol):
 
 def load_serve(transport: Transport) -> Serve:
     """The function that serves; of the libraries, only those that *transport* uses are loaded."""
-    serve: Serve = importlib.import_module(_MODULES[transport]).serve
+    serve: Serve
+    if transport == "devfuse":
+        from unionfs2.devfuse import serve  # noqa: PLC0415
+    else:
+        from unionfs2.fs_ops import serve  # noqa: PLC0415
     return serve
 
 

@@ -6,7 +6,6 @@ No state lives in this module: several servers may run in threads of one process
 from __future__ import annotations
 
 import gc
-import logging
 import signal
 import sys
 import threading
@@ -14,6 +13,7 @@ from collections.abc import Callable
 
 from unionfs2 import readahead
 from unionfs2 import syscalls as sc
+from unionfs2.logger import Log
 from unionfs2.options import MountSpec
 from unionfs2.union import UnionFS
 
@@ -26,7 +26,7 @@ from .listing import Listings
 from .names import Names
 from .session import TRANSFER_MAX, Wanted, negotiate
 
-_log = logging.getLogger(__name__)
+_log = Log(__name__)
 
 NAME = "devfuse"
 #: Free bytes of the upper from which on the kernel may hold writes back.
