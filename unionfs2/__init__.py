@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from unionfs2.mounter import Mounted
     from unionfs2.mounts import list_mounts, unmount
     from unionfs2.options import MountSpec, format_options, parse_options
+    from unionfs2.serving import serve
     from unionfs2.union import UnionFS
 
 __version__ = "0.1.0"
@@ -42,6 +43,7 @@ __all__ = [
     "list_mounts",
     "mount",
     "parse_options",
+    "serve",
     "unmount",
 ]
 
@@ -56,6 +58,7 @@ _HOME = {
     "list_mounts": "mounts",
     "mount": "backends",
     "parse_options": "options",
+    "serve": "serving",
     "unmount": "mounts",
 }
 

@@ -82,16 +82,16 @@ def read_spec(
 def serve_in_foreground(spec: MountSpec, target: bytes) -> None:
     """Be the server of *target* until it is unmounted or a signal arrives."""
     from unionfs2 import logs  # noqa: PLC0415 - a daemon sets this up in its own process
-    from unionfs2.cli.server import serve_mount  # noqa: PLC0415
     from unionfs2.mounter import open_target, resolve_target  # noqa: PLC0415
     from unionfs2.options import absolute  # noqa: PLC0415
+    from unionfs2.serving import serve_mount  # noqa: PLC0415
 
     spec = absolute(spec, os.getcwdb())
     target = resolve_target(target)
     os.close(open_target(target))
     logs.set_up(spec, foreground=True)
     os.umask(0)
-    serve_mount(spec, target)
+    serve_mount(spec, target, pid=os.getpid())
 
 
 def options_help() -> str:

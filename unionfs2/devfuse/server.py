@@ -70,6 +70,7 @@ class Server:
     def run(self) -> None:
         """Answer until the mount has gone or somebody calls end()."""
         sc.unshare_fs_state()
+        self._door.fs.actor.settle()
         device, door = self._device, self._door
         try:
             while True:
@@ -146,7 +147,8 @@ def serve(
 ) -> None:
     """Answer requests of the mounted *fuse_fd* until it is unmounted or a signal asks to end.
 
-    *ready* is called once the protocol is agreed on. In the main thread SIGTERM, SIGINT and SIGHUP
+    *ready* is called once the protocol is agreed on. In the main thread the process is taken for a
+    server and nothing else: it is tuned for that, and SIGTERM, SIGINT and SIGHUP
     call *unmount* while requests are still answered, and end the loop afterwards; without it
     unmounting is left to the caller.
     """
@@ -156,15 +158,9 @@ def serve(
         readahead.widen(mountpoint, TRANSFER_MAX)
 
     server = Server(fs, fuse_fd, spec=spec, ready=settled, unmount=unmount, debug=debug)
-    # Nodes live long and free each other by reference count: scanning a million of them for
-    # cycles would stop the mount for half a second at a time.
-    gc.freeze()
-    sc.settle_malloc()
-    gc.set_threshold(2000, 10, 1_000_000_000)
-    # A thread that copies data gives the interpreter back sooner than after the usual 5 ms.
-    sys.setswitchinterval(0.001)
     before = {}
     if threading.current_thread() is threading.main_thread():
+        _tune()
         before = {number: signal.signal(number, _ender(server)) for number in _SIGNALS}
     _log.debug("serving %s", mountpoint)
     try:
@@ -172,6 +168,18 @@ def serve(
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _tune() -> None:
+    """Settings of the whole process, for one that is a server and nothing else."""
+    # Nodes live long and free each other by reference count: scanning a million of them for
+    # cycles would stop the mount for half a second at a time.
+    gc.freeze()
+    sc.settle_malloc()
+    gc.set_threshold(2000, 10, 1_000_000_000)
+    gc.enable()
+    # A thread that copies data gives the interpreter back sooner than after the usual 5 ms.
+    sys.setswitchinterval(0.001)
 
 
 def _ender(server: Server) -> Callable[[int, object], None]:
