@@ -15,7 +15,6 @@ work, or when it did not pay lately.
 from __future__ import annotations
 
 import errno
-import logging
 import mmap
 import os
 import select
@@ -26,8 +25,6 @@ from typing import Final
 
 from . import abi
 from .codec import Reply
-
-_log = logging.getLogger(__name__)
 
 #: How long to look again, in microseconds, unless the mount says otherwise.
 BUSY_POLL_US: Final = 50

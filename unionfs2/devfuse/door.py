@@ -19,7 +19,6 @@ answered with EIO.
 from __future__ import annotations
 
 import errno
-import logging
 import threading
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -28,6 +27,7 @@ from unionfs2 import longwork
 from unionfs2 import nodes as nd
 from unionfs2 import syscalls as sc
 from unionfs2.errors import UnionFSError
+from unionfs2.logger import Log
 from unionfs2.model import Caller
 from unionfs2.nodefiles import NodeFiles
 from unionfs2.nodes import Dir, Node
@@ -41,7 +41,7 @@ from .passthrough import Passthrough
 from .session import Settings
 from .workers import Busy, Later, Workers
 
-_log = logging.getLogger(__name__)
+_log = Log(__name__)
 
 #: What a handler gives: an answer, work to go on with, or nothing where none is expected.
 Outcome = Reply | Later | None

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import gc
-import logging
 import signal
 import sys
 import threading
@@ -15,6 +14,7 @@ from collections.abc import Callable
 
 from unionfs2 import readahead
 from unionfs2 import syscalls as sc
+from unionfs2.logger import Log
 from unionfs2.options import MountSpec
 from unionfs2.stack import oserror
 from unionfs2.union import UnionFS
@@ -29,7 +29,7 @@ from .names import Names
 from .session import TRANSFER_MAX, Wanted, negotiate
 from .splicing import DATA_MAX
 
-_log = logging.getLogger(__name__)
+_log = Log(__name__)
 
 NAME = "devfuse"
 #: Free bytes of the upper from which on the kernel may hold writes back.
@@ -70,6 +70,7 @@ class Server:
     def run(self) -> None:
         """Answer until the mount has gone or somebody calls end()."""
         sc.unshare_fs_state()
+        self._door.fs.actor.settle()
         device, door = self._device, self._door
         try:
             while True:
@@ -161,7 +162,8 @@ def serve(
 ) -> None:
     """Answer requests of the mounted *fuse_fd* until it is unmounted or a signal asks to end.
 
-    *ready* is called once the protocol is agreed on. In the main thread SIGTERM, SIGINT and SIGHUP
+    *ready* is called once the protocol is agreed on. In the main thread the process is taken for a
+    server and nothing else: it is tuned for that, and SIGTERM, SIGINT and SIGHUP
     call *unmount* while requests are still answered, and end the loop afterwards; without it
     unmounting is left to the caller.
     """
@@ -180,15 +182,9 @@ def serve(
         debug=debug,
         in_main_thread=in_main_thread,
     )
-    # Nodes live long and free each other by reference count: scanning a million of them for
-    # cycles would stop the mount for half a second at a time.
-    gc.freeze()
-    sc.settle_malloc()
-    gc.set_threshold(2000, 10, 1_000_000_000)
-    # A thread that copies data gives the interpreter back sooner than after the usual 5 ms.
-    sys.setswitchinterval(0.001)
     before = {}
     if in_main_thread:
+        _tune()
         before = {number: signal.signal(number, _ender(server)) for number in _SIGNALS}
     _log.debug("serving %s", mountpoint)
     try:
@@ -196,6 +192,18 @@ def serve(
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _tune() -> None:
+    """Settings of the whole process, for one that is a server and nothing else."""
+    # Nodes live long and free each other by reference count: scanning a million of them for
+    # cycles would stop the mount for half a second at a time.
+    gc.freeze()
+    sc.settle_malloc()
+    gc.set_threshold(2000, 10, 1_000_000_000)
+    gc.enable()
+    # A thread that copies data gives the interpreter back sooner than after the usual 5 ms.
+    sys.setswitchinterval(0.001)
 
 
 def _ender(server: Server) -> Callable[[int, object], None]:
