@@ -23,6 +23,8 @@ import threading
 import time
 from typing import Final
 
+from unionfs2.logger import Log
+
 from . import abi
 from .codec import Reply
 
@@ -33,6 +35,9 @@ _MISSES_MAX: Final = 3
 _PAUSE_MIN: Final = 64
 _PAUSE_MAX: Final = 8192
 _ENDED: Final = (errno.ENODEV, errno.ECONNABORTED, errno.EBADF)
+
+
+_log = Log(__name__)
 
 
 class Ended(Exception):  # noqa: N818 - not an error

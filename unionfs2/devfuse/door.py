@@ -347,7 +347,7 @@ class Door:
         elif isinstance(exc, OverflowError):
             number = errno.EINVAL  # a number that no system call takes
         else:
-            _log.error("unexpected error in %r", req, exc_info=exc)
+            _log.exception("unexpected error in %r", req)
             number = errno.EIO
         row = abi.ROWS.get(req.opcode)
         return codec.failed(req.unique, number) if row is None or row.answered else None
