@@ -63,7 +63,8 @@ class Data:
         self._buffer = mmap(-1, TRANSFER_MAX + abi.OUT_HEADER.size)
         self._reply = memoryview(self._buffer)
         self._view = self._reply[abi.OUT_HEADER.size :]
-        self._splicer = Splicer(door.device.fd)
+        self._splicer = Splicer(door.device)
+        door.closing.append(self._splicer.close)
         self._slow = 0
 
     def quick(self) -> dict[int, Quick]:

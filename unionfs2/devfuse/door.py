@@ -67,6 +67,8 @@ class Door:
         self.files = NodeFiles(fs.stack, min(_FILES_MAX, fs.stack.cache.limit // 4))
         fs.stack.spare_fd = self.files.hand_over
         self.passthrough = Passthrough(device)
+        # What has to be closed with the connection.
+        self.closing: list[Callable[[], None]] = [self.files.close]
         self.handlers: dict[int, Handler] = {}
         # For the requests that come by the thousand: (buffer, length, unique, node id) -> answer,
         # an empty one when it was sent, None for what has to go the long way. They may not change
@@ -401,7 +403,8 @@ class Door:
     def close(self) -> None:
         """Nothing is asked any more."""
         with self.lock:
-            self.files.close()
+            for close in self.closing:
+                close()
 
 
 def caller_of(req: Request, umask: int = 0) -> Caller:
