@@ -401,6 +401,11 @@ def set_origin(stack: Stack, value: bytes, dst: bytes, *, follow: bool) -> None:
 # --- the operations -----------------------------------------------------------------------------
 
 
+def may_be_unmapped() -> bool:
+    """Whether check_mapped() has anything to find: not in the initial user namespace."""
+    return _unmapped is not None
+
+
 def check_mapped(st: os.stat_result, name: bytes) -> None:
     """EOVERFLOW for an owner without a number in the mounter's user namespace."""
     if _unmapped is not None and (st.st_uid in _unmapped or st.st_gid in _unmapped):

@@ -182,6 +182,24 @@ def birth_ns(name: bytes, dir_fd: int) -> int | None:
     return int(buf.times[1].sec) * 1_000_000_000 + int(buf.times[1].nsec)
 
 
+_NR_CACHESTAT: Final = 451
+_PAGE: Final = 4096
+
+
+def is_cached(fd: int, offset: int, size: int) -> bool:
+    """Whether the page cache holds all of a range (cachestat(2), Linux 6.5); False if unknown.
+
+    For a caller that must not wait for a disk. *offset* is a multiple of the page size.
+    """
+    if ctypes.sizeof(ctypes.c_long) != 8:
+        return False
+    where = struct.pack("=QQ", offset, size)
+    found = ctypes.create_string_buffer(40)
+    if _syscall(_NR_CACHESTAT, fd, where, found, 0) < 0:
+        return False
+    return int(struct.unpack_from("=Q", found)[0]) >= -(-size // _PAGE)
+
+
 def mount_id(fd: int) -> int:
     """Mount id of *fd* (statx STATX_MNT_ID, Linux 5.8); 0 when unknown."""
     buf = _Statx()

@@ -8,7 +8,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING
 
-from unionfs2 import creds, fileattr
+from unionfs2 import creds, fileattr, ondisk
 from unionfs2 import nodes as nd
 from unionfs2 import syscalls as sc
 from unionfs2.attrs import stat_with_birth
@@ -17,16 +17,20 @@ from unionfs2.ondisk import CAPABILITY
 from unionfs2.stack import oserror
 
 from . import abi, codec
-from .door import caller_of
+from .door import WATCHED, caller_of
 
 if TYPE_CHECKING:
     from unionfs2.attrs import Resizable
     from unionfs2.nodes import Node
 
     from .codec import Request
-    from .door import Door, Handler, Outcome
+    from .door import Door, Handler, Outcome, Quick
 
 _NS = 10**9
+_BODY_AT = abi.IN_HEADER.size
+_GETATTR_SIZE = _BODY_AT + abi.GETATTR_IN.size
+_XATTR_AT = _BODY_AT + abi.GETXATTR_IN.size
+_CAPABILITY = ondisk.CAPABILITY + b"\0"
 # What the kernel itself stamps with (current_time() of fs/inode.c); time has no name for it.
 _CLOCK_REALTIME_COARSE = 5
 
@@ -37,6 +41,14 @@ class Attributes:
     def __init__(self, door: Door) -> None:
         self._door = door
         self._fs = door.fs
+        self._by_id = door.stack.nodes.by_id
+
+    def quick(self) -> dict[int, Quick]:
+        return {
+            abi.GETATTR: self.quick_getattr,
+            abi.IOCTL: self.quick_ioctl,
+            abi.GETXATTR: self.quick_getxattr,
+        }
 
     def handlers(self) -> dict[int, Handler]:
         return {
@@ -59,6 +71,37 @@ class Attributes:
         if flags & abi.GETATTR_FH and self._door.settings.has(abi.WRITEBACK_CACHE):
             self._door.check_writer(node)
         return self._door.attributes(req, node)
+
+    def quick_getattr(
+        self, buffer: codec.Buffer, length: int, unique: int, node_id: int
+    ) -> bytes | None:
+        """GETATTR by path; None: the long way."""
+        node = self._by_id.get(node_id)
+        if length != _GETATTR_SIZE or node is None or node.flags & WATCHED:
+            return None
+        if abi.GETATTR_IN.unpack_from(buffer, _BODY_AT)[0] or self._door.refusing:
+            return None
+        st = self._door.stack.stat(node)
+        return codec.attr(unique, node.ino, self._fs.nlink_of(node, st), st)
+
+    def quick_ioctl(self, buffer: codec.Buffer, length: int, unique: int, _: int) -> bytes | None:
+        """What files of a union do not know, above all whether they are a terminal."""
+        if length < _BODY_AT + abi.IOCTL_IN.size:
+            return None
+        cmd = abi.IOCTL_IN.unpack_from(buffer, _BODY_AT)[2]
+        if cmd in fileattr.GETTERS or cmd in fileattr.SETTERS:
+            return None
+        return codec.failed(unique, errno.ENOTTY)
+
+    def quick_getxattr(
+        self, buffer: codec.Buffer, length: int, unique: int, node_id: int
+    ) -> bytes | None:
+        """The capability that the kernel asks for before it writes, where there can be none."""
+        node = self._by_id.get(node_id)
+        if node is None or buffer[_XATTR_AT:length] != _CAPABILITY:
+            return None
+        absent = node.flags & (nd.NO_XATTRS | nd.NO_CAPABILITY)
+        return codec.failed(unique, errno.ENODATA) if absent else None
 
     def statx(self, req: Request, _flags: int, _fh: int, _sx_flags: int, mask: int) -> Outcome:
         """What GETATTR says, and the time of birth."""

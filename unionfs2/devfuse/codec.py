@@ -264,9 +264,11 @@ def attr(unique: int, ino: int, nlink: int, st: os.stat_result) -> bytes:
     )  # fmt: skip
 
 
-def with_open(entry_reply: bytes, unique: int, fh: int, open_flags: int) -> bytes:
+def with_open(
+    entry_reply: bytes, unique: int, fh: int, open_flags: int, backing_id: int = 0
+) -> bytes:
     """The answer to CREATE or TMPFILE: that of a LOOKUP and that of an OPEN in one."""
-    body = entry_reply[_OUT_SIZE:] + abi.OPEN_PART.pack(fh, open_flags, 0)
+    body = entry_reply[_OUT_SIZE:] + abi.OPEN_PART.pack(fh, open_flags, backing_id)
     return _pack_head(_OUT_SIZE + len(body), 0, unique) + body
 
 

@@ -26,6 +26,7 @@ from unionfs2.stack import oserror
 from . import abi, codec
 from .door import caller_of
 from .session import TRANSFER_MAX
+from .splicing import DATA_MIN, Splicer
 from .workers import Later
 
 if TYPE_CHECKING:
@@ -35,11 +36,16 @@ if TYPE_CHECKING:
     from unionfs2.nodefiles import NodeFile
     from unionfs2.nodes import Node
 
-    from .codec import Request
-    from .door import Door, Handler, Outcome
+    from .codec import Reply, Request
+    from .door import Door, Handler, Outcome, Quick
 
 #: Flags of an open file through which not every read counts as access.
 _MAYBE_QUIET: Final = os.O_NOATIME | os.O_ACCMODE
+_HEAD_SIZE: Final = abi.OUT_HEADER.size
+_READ_AT: Final = abi.IN_HEADER.size
+_READ_SIZE: Final = _READ_AT + abi.READ_IN.size
+_unpack_read = abi.READ_IN.unpack_from
+_pack_head_into = abi.OUT_HEADER.pack_into
 #: A large write that takes longer has waited for the disk; so many after it go to a thread.
 _SLOW_NS: Final = 5_000_000
 _SLOW_WRITES: Final = 64
@@ -53,9 +59,15 @@ class Data:
         self._door = door
         self._fs = door.fs
         self._by_id = door.stack.nodes.by_id
-        self._buffer = mmap(-1, TRANSFER_MAX)
-        self._view = memoryview(self._buffer)
+        # A reply to READ: its header, then the data, in one piece.
+        self._buffer = mmap(-1, TRANSFER_MAX + abi.OUT_HEADER.size)
+        self._reply = memoryview(self._buffer)
+        self._view = self._reply[abi.OUT_HEADER.size :]
+        self._splicer = Splicer(door.device.fd)
         self._slow = 0
+
+    def quick(self) -> dict[int, Quick]:
+        return {abi.READ: self.quick_read}
 
     def handlers(self) -> dict[int, Handler]:
         return {
@@ -92,8 +104,15 @@ class Data:
         handle = fs.open_file(node, flags, caller_of(req) if writing else None)
         # A read that the page cache answers does not reach us; where it would have to change the
         # access time, the cache goes, and the read comes.
+        backing = self._pass_on(handle)
+        if backing:
+            return codec.opened(req.unique, handle.fd, abi.FOPEN_PASSTHROUGH, backing)
         keep = bool(flags & os.O_NOATIME) or not fs.atime_is_due(handle)
         return codec.opened(req.unique, handle.fd, abi.FOPEN_KEEP_CACHE if keep else 0)
+
+    def _pass_on(self, handle: FileHandle) -> int:
+        stays = handle.in_upper or self._door.stack.upper is None
+        return self._door.passthrough.opened(handle, stays=stays)
 
     def create(
         self, req: Request, flags: int, mode: int, umask: int, _: int, name: bytes
@@ -107,7 +126,9 @@ class Data:
 
     def _made(self, req: Request, handle: FileHandle, st: os.stat_result) -> bytes:
         reply = self._door.entry(req, (handle.node, st))
-        return codec.with_open(reply, req.unique, handle.fd, abi.FOPEN_KEEP_CACHE)
+        backing = self._pass_on(handle)
+        how = abi.FOPEN_PASSTHROUGH if backing else abi.FOPEN_KEEP_CACHE
+        return codec.with_open(reply, req.unique, handle.fd, how, backing)
 
     def tmpfile(
         self, req: Request, flags: int, mode: int, umask: int, _: int, _name: bytes
@@ -123,10 +144,34 @@ class Data:
 
     def release(self, req: Request, fh: int, *_: int) -> Outcome:
         if fh:  # 0: made by TMPFILE of a stateless door
-            self._fs.release(self._fs.file(fh))
+            handle = self._fs.file(fh)
+            self._door.passthrough.released(handle)
+            self._fs.release(handle)
         return codec.ok(req.unique)
 
     # --- reading -------------------------------------------------------------------------------
+
+    def quick_read(
+        self, buffer: codec.Buffer, length: int, unique: int, node_id: int
+    ) -> Reply | memoryview | None:
+        """READ of what is in the page cache; None: the long way."""
+        if length != _READ_SIZE:
+            return None
+        fh, offset, size, _, _, flags = _unpack_read(buffer, _READ_AT)
+        node = self._by_id.get(node_id)
+        if node is None or fh or size > TRANSFER_MAX or not node.is_regular:
+            return None
+        if node.low is None and flags & _MAYBE_QUIET:
+            return None
+        file = self._door.files.reading(node)
+        if size >= DATA_MIN and self._splicer.answer(unique, file.fd, offset, size):
+            return b""  # sent
+        done = os.preadv(file.fd, (self._view[:size],), offset, os.RWF_NOWAIT)
+        if done < size and offset + done < os.fstat(file.fd).st_size:
+            return None
+        total = _HEAD_SIZE + done
+        _pack_head_into(self._buffer, 0, total, 0, unique)
+        return self._reply[:total]
 
     def read(
         self, req: Request, fh: int, offset: int, size: int, _read_flags: int, _owner: int,

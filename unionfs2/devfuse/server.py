@@ -27,6 +27,7 @@ from .door import Door, Outcome
 from .listing import Listings
 from .names import Names
 from .session import TRANSFER_MAX, Wanted, negotiate
+from .splicing import DATA_MAX
 
 _log = logging.getLogger(__name__)
 
@@ -48,6 +49,7 @@ class Server:
         ready: Callable[[], None],
         unmount: Callable[[], None] | None,
         debug: bool = False,
+        in_main_thread: bool = False,
     ) -> None:
         self._ready = ready
         self._unmount = unmount
@@ -60,14 +62,16 @@ class Server:
             stateless=not limited and not spec.passthrough,
             passthrough=spec.passthrough,
         )
-        self._device = Device(fuse_fd, busy_poll_us=spec.busy_poll)
+        self._device = Device(fuse_fd, busy_poll_us=spec.busy_poll, in_main_thread=in_main_thread)
         self._door = door = Door(fs, self._device, debug=debug)
-        for family in (Names, Attributes, Data, Listings):
-            door.handlers.update(family(door).handlers())
+        for family in (Names(door), Attributes(door), Data(door)):
+            door.handlers.update(family.handlers())
+            door.quick.update(family.quick())
+        door.handlers.update(Listings(door).handlers())
         door.handlers[abi.INTERRUPT] = door.interrupt
         door.handlers[abi.INIT] = self._init
         door.handlers[abi.DESTROY] = _destroy
-        self._ending = False
+        self.ending = False
 
     def run(self) -> None:
         """Answer until the mount has gone or somebody calls end()."""
@@ -88,10 +92,10 @@ class Server:
         The loop goes on answering meanwhile: while unmounting, the kernel writes back what was
         only changed in its cache so far.
         """
-        if self._ending or self._unmount is None:
+        if self.ending or self._unmount is None:
             self._device.end()
             return
-        self._ending = True
+        self.ending = True
         threading.Thread(target=self._leave, name="unionfs2-unmount", daemon=True).start()
 
     def _leave(self) -> None:
@@ -118,6 +122,7 @@ class Server:
         )
         if settings is not None:
             self._door.settings = settings
+            self._door.passthrough.enabled = settings.has(abi.PASSTHROUGH)
             self._device.answer(answer)
             self._device.widen(TRANSFER_MAX)
             self._ready()
@@ -157,9 +162,18 @@ def serve(
 
     def settled() -> None:
         ready()
-        readahead.widen(mountpoint, TRANSFER_MAX)
+        readahead.widen(mountpoint, DATA_MAX)  # no more than can be spliced
 
-    server = Server(fs, fuse_fd, spec=spec, ready=settled, unmount=unmount, debug=debug)
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    server = Server(
+        fs,
+        fuse_fd,
+        spec=spec,
+        ready=settled,
+        unmount=unmount,
+        debug=debug,
+        in_main_thread=in_main_thread,
+    )
     # Nodes live long and free each other by reference count: scanning a million of them for
     # cycles would stop the mount for half a second at a time.
     gc.freeze()
@@ -168,7 +182,7 @@ def serve(
     # A thread that copies data gives the interpreter back sooner than after the usual 5 ms.
     sys.setswitchinterval(0.001)
     before = {}
-    if threading.current_thread() is threading.main_thread():
+    if in_main_thread:
         before = {number: signal.signal(number, _ender(server)) for number in _SIGNALS}
     _log.debug("serving %s", mountpoint)
     try:
@@ -180,7 +194,8 @@ def serve(
 
 def _ender(server: Server) -> Callable[[int, object], None]:
     def handler(number: int, _: object) -> None:
-        _log.info("ending on signal %s", signal.Signals(number).name)
+        if not server.ending:  # then it comes from the server itself, to get out of a read
+            _log.info("ending on signal %s", signal.Signals(number).name)
         server.end()
 
     return handler
