@@ -680,8 +680,17 @@ def _opens_for_writing() -> Iterator[Case]:
 
 
 def _protected() -> Iterator[Case]:
-    """Immutable and append-only files, which the upper knows by a mark."""
-    for flag in (b"i", b"a", b"ia"):
+    """Immutable files, which the upper knows by a mark."""
+    yield from _marked(b"i", b"ia")
+
+
+def _append_only() -> Iterator[Case]:
+    """Files that can be appended to only."""
+    yield from _marked(b"a")
+
+
+def _marked(*flags: bytes) -> Iterator[Case]:
+    for flag in flags:
         for caller in ("root", "user"):
             scene = Scene(f"protected-{flag.decode()}-{caller}", caller)
             mark = ((b"trusted.overlay.protattr", flag),)
@@ -751,14 +760,23 @@ def _fallocations() -> Iterator[Case]:
 
 def _inode_flags() -> Iterator[Case]:
     """What chattr(1) does, and what follows from it."""
+    yield from _flagged(0x80, 0x08 | 0x40, 0x10, 0)
+
+
+def _append_flag() -> Iterator[Case]:
+    """The same with files that can be appended to only."""
+    yield from _flagged(0x20, 0)
+
+
+def _flagged(*flags: int) -> Iterator[Case]:
     for kind in ("file", "dir"):
         for where in ("low", "up"):
             for caller in ("root", "user", "other"):
-                scene = Scene(f"flags-{kind}-{where}-{caller}", caller)
+                scene = Scene(f"flags-{flags[0]}-{kind}-{where}-{caller}", caller)
                 place = scene.low if where == "low" else scene.up
                 place(b"x", kind, uid=1000, gid=1000)
                 scene.do("open", 0, b"x", os.O_RDONLY, 0).do("getflags", 0)
-                for bits in (0x80, 0x08 | 0x40, 0x10, 0x20, 0):
+                for bits in flags:
                     scene.do("setflags", 0, bits).do("getflags", 0).do("lstat", b"x")
                     if kind == "file":
                         scene.do("open_close", b"x", os.O_WRONLY)
@@ -797,13 +815,18 @@ _FAMILIES: Final = (
     _sparse,
     _opens_for_writing,
     _protected,
+    _append_only,
     _known_calls,
 )
 
 
 def families(transport: str | None = None) -> dict[str, tuple[Case, ...]]:
     """All cases by family; where *transport* is given, those it has handlers for."""
-    found = _FAMILIES if transport == "pyfuse3" else (*_FAMILIES, _data_calls, _inode_flags)
+    found = (
+        _FAMILIES
+        if transport == "pyfuse3"
+        else (*_FAMILIES, _data_calls, _inode_flags, _append_flag)
+    )
     return {family.__name__.strip("_"): tuple(family()) for family in found}
 
 

@@ -17,7 +17,7 @@ from unionfs2.ondisk import CAPABILITY
 from unionfs2.stack import oserror
 
 from . import abi, codec
-from .door import WATCHED, caller_of
+from .door import caller_of
 
 if TYPE_CHECKING:
     from unionfs2.attrs import Resizable
@@ -77,7 +77,7 @@ class Attributes:
     ) -> bytes | None:
         """GETATTR by path; None: the long way."""
         node = self._by_id.get(node_id)
-        if length != _GETATTR_SIZE or node is None or node.flags & WATCHED:
+        if length != _GETATTR_SIZE or node is None or node.flags & nd.IMMUTABLE:
             return None
         if abi.GETATTR_IN.unpack_from(buffer, _BODY_AT)[0] or self._door.refusing:
             return None
@@ -231,6 +231,8 @@ class Attributes:
 
             def then(_: object = None) -> Outcome:
                 fileattr.put(self._fs.stack, node, cmd, data)
+                # The kernel is to ask before the next write, see check_writer().
+                self._fs.stack.changed.append(node)
                 return codec.ioctl(req.unique, b"")
 
             # What was written before it was protected must not be refused afterwards.

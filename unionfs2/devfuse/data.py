@@ -285,7 +285,12 @@ class Data:
         if node.low is not None or node.flags & corefiles.PROTECTED:
             cached = bool(write_flags & abi.WRITE_CACHE)
             appending = self._appends(node, offset, data) if cached else bool(flags & os.O_APPEND)
-            self._fs.check_write(node, append=appending)
+            try:
+                self._fs.check_write(node, append=appending)
+            except PermissionError:
+                if cached:
+                    door.drop_pages(node)
+                raise
         then = partial(self._write_node, req, node, offset, write_flags, flags, data)
         if node.low is None and not door.copies:
             return then()

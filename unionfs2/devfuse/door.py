@@ -51,7 +51,6 @@ _unpack_header = abi.IN_HEADER.unpack_from
 _HEADER_SIZE = abi.IN_HEADER.size
 
 _FILES_MAX = 256
-WATCHED = nd.IMMUTABLE | nd.APPEND_ONLY
 
 
 class Door:
@@ -105,16 +104,29 @@ class Door:
     def entry(self, req: Request, found: Found) -> bytes:
         """The answer that hands a node out."""
         node, st = found
-        node.lookups += 1
-        if node.flags & WATCHED:
+        if node.flags & nd.IMMUTABLE:
+            self._tell_nothing(node)
             self.watched.append(node)
+        node.lookups += 1
         return codec.entry(req.unique, node.id, node.ino, self.fs.nlink_of(node, st), st)
 
     def attributes(self, req: Request, node: Node) -> bytes:
         st = self.stack.stat(node)
-        if node.flags & WATCHED or node in self.refusing:
+        if node.flags & nd.IMMUTABLE:
+            self._tell_nothing(node)
+        elif node in self.refusing:
             self.watched.append(node)
         return codec.attr(req.unique, node.ino, self.fs.nlink_of(node, st), st)
+
+    def _tell_nothing(self, node: Node) -> None:
+        """Have the kernel not keep the attributes in the answer that follows.
+
+        It does not where it was told of a change since it asked (fuse_change_attributes()). After
+        the answer would be too late for a write that comes at once; only for a node that the kernel
+        has not known so far there is no other way.
+        """
+        if node.lookups and self.settings.has(abi.WRITEBACK_CACHE):
+            self.device.notify(codec.inval_inode(node.id, -1, 0))
 
     def check_writer(self, node: Node) -> None:
         """Refuse what is about to be held back by the kernel, and would be refused later.
@@ -381,6 +393,13 @@ class Door:
         for node in dirs:
             if node.id and node.lookups:
                 self.device.notify(codec.inval_inode(node.id, 0, 0))
+
+    def drop_pages(self, node: Node) -> None:
+        """Have the kernel drop what it has of the data of *node*, after a write was refused.
+
+        In a thread: the kernel waits there until that write is answered.
+        """
+        self._writers.submit(self.device.notify, codec.inval_inode(node.id, 0, 0))
 
     def _forget_attributes(self) -> None:
         if self.settings.has(abi.WRITEBACK_CACHE):

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from unionfs2 import syscalls as sc
 from unionfs2.nodefiles import OPEN_FLAGS
-from unionfs2.nodes import ROOT_ID, Dir
+from unionfs2.nodes import IMMUTABLE, ROOT_ID, Dir
 
 from . import abi, codec
-from .door import WATCHED, caller_of
+from .door import caller_of
 
 if TYPE_CHECKING:
     from unionfs2.nodes import Node
@@ -69,7 +69,7 @@ class Names:
         if found is None:
             return codec.no_entry(unique)
         node, st = found
-        if node.flags & WATCHED:
+        if node.flags & IMMUTABLE:
             return None
         node.lookups += 1
         nlink = 1 if node.is_dir and node.merged else st.st_nlink  # type: ignore[attr-defined]
