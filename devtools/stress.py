@@ -11,6 +11,7 @@ from bench import targets
 from devtools import (
     stress_changes,
     stress_churn,
+    stress_codec,
     stress_crash,
     stress_fsx,
     stress_latency,
@@ -41,6 +42,11 @@ KINDS = {
     ),
     "churn": Kind(
         "create and unlink, a million times", stress_churn.add_arguments, stress_churn.run
+    ),
+    "codec": Kind(
+        "messages that no kernel sends, to the transport devfuse",
+        stress_codec.add_arguments,
+        stress_codec.run,
     ),
     "crash": Kind(
         "kill whoever changes a layer store, at every step and at any time",

@@ -68,6 +68,7 @@ class FakeCore:
             lookup=self._method("lookup"),
             cache=FakeCache(),
             changed=[],
+            relisted=[],
             policy=SimpleNamespace(volatile=False, keeps_atime=True),
             w=None,
         )

@@ -14,6 +14,7 @@ import pytest
 from bench import fuse_server, targets
 from devtools import stress, stress_fsx, stress_mixed, stress_rig
 from tests.support.transports import TRANSPORTS
+from unionfs2.devfuse import codec
 
 SHORT = {
     "fsx": "--ops 1500 --ops-per-file 150 --drop-every 100 --remount-every 700",
@@ -161,3 +162,19 @@ def test_server_is_found_and_watched(transport: str, tmp_path: Path) -> None:
     assert not fuse_server.is_mounted(layers.merged)
     with pytest.raises(OSError, match=r"smaps_rollup|No such process"):
         fuse_server.sample(server)
+
+
+@pytest.mark.needs("user-xattr")
+def test_messages_that_no_kernel_sends() -> None:
+    assert stress.main(["codec", "--messages", "20000", "--seed", "4711"]) == 0
+
+
+@pytest.mark.needs("user-xattr")
+def test_codec_reports_a_door_that_answers_wrongly(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("unionfs2.devfuse.codec.ok", lambda unique: codec.failed(unique + 1, 5))
+    assert stress.main(["codec", "--messages", "500"]) == 1
+    said = capsys.readouterr().out
+    assert "nobody asked for" in said
+    assert "--seed 1 --messages 500" in said

@@ -63,7 +63,8 @@ class Data:
         self._buffer = mmap(-1, TRANSFER_MAX + abi.OUT_HEADER.size)
         self._reply = memoryview(self._buffer)
         self._view = self._reply[abi.OUT_HEADER.size :]
-        self._splicer = Splicer(door.device.fd)
+        self._splicer = Splicer(door.device)
+        door.closing.append(self._splicer.close)
         self._slow = 0
 
     def quick(self) -> dict[int, Quick]:
@@ -145,8 +146,11 @@ class Data:
     def release(self, req: Request, fh: int, *_: int) -> Outcome:
         if fh:  # 0: made by TMPFILE of a stateless door
             handle = self._fs.file(fh)
+            node = handle.node
             self._door.passthrough.released(handle)
             self._fs.release(handle)
+            if not node.id:
+                self._door.files.drop(node)
         return codec.ok(req.unique)
 
     # --- reading -------------------------------------------------------------------------------

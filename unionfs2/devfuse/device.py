@@ -15,7 +15,6 @@ work, or when it did not pay lately.
 from __future__ import annotations
 
 import errno
-import logging
 import mmap
 import os
 import select
@@ -24,10 +23,10 @@ import threading
 import time
 from typing import Final
 
+from unionfs2.logger import Log
+
 from . import abi
 from .codec import Reply
-
-_log = logging.getLogger(__name__)
 
 #: How long to look again, in microseconds, unless the mount says otherwise.
 BUSY_POLL_US: Final = 50
@@ -36,6 +35,9 @@ _MISSES_MAX: Final = 3
 _PAUSE_MIN: Final = 64
 _PAUSE_MAX: Final = 8192
 _ENDED: Final = (errno.ENODEV, errno.ECONNABORTED, errno.EBADF)
+
+
+_log = Log(__name__)
 
 
 class Ended(Exception):  # noqa: N818 - not an error

@@ -19,7 +19,6 @@ answered with EIO.
 from __future__ import annotations
 
 import errno
-import logging
 import threading
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -28,6 +27,7 @@ from unionfs2 import longwork
 from unionfs2 import nodes as nd
 from unionfs2 import syscalls as sc
 from unionfs2.errors import UnionFSError
+from unionfs2.logger import Log
 from unionfs2.model import Caller
 from unionfs2.nodefiles import NodeFiles
 from unionfs2.nodes import Dir, Node
@@ -41,7 +41,7 @@ from .passthrough import Passthrough
 from .session import Settings
 from .workers import Busy, Later, Workers
 
-_log = logging.getLogger(__name__)
+_log = Log(__name__)
 
 #: What a handler gives: an answer, work to go on with, or nothing where none is expected.
 Outcome = Reply | Later | None
@@ -66,6 +66,8 @@ class Door:
         self.files = NodeFiles(fs.stack, min(_FILES_MAX, fs.stack.cache.limit // 4))
         fs.stack.spare_fd = self.files.hand_over
         self.passthrough = Passthrough(device)
+        # What has to be closed with the connection.
+        self.closing: list[Callable[[], None]] = [self.files.close]
         self.handlers: dict[int, Handler] = {}
         # For the requests that come by the thousand: (buffer, length, unique, node id) -> answer,
         # an empty one when it was sent, None for what has to go the long way. They may not change
@@ -307,6 +309,8 @@ class Door:
         with self.lock:
             try:
                 return later.then(result)  # type: ignore[no-any-return]
+            except Busy as busy:
+                return self._park(req, busy)
             finally:
                 if later.cleanup is not None:
                     later.cleanup()
@@ -329,14 +333,18 @@ class Door:
                 try:
                     return handler(req, *req.args)
                 except Busy as busy:
-                    self._copying[busy.node].append(req)
-                    self._parked[req.unique] = busy.node
-                    return None
+                    return self._park(req, busy)
                 finally:
                     if stack.changed:
                         self._tell(req)
         except Exception as exc:  # noqa: BLE001 - see _failed()
             return self._failed(req, exc)
+
+    def _park(self, req: Request, busy: Busy) -> Outcome:
+        """Have *req* start again from its beginning when that copy-up has ended."""
+        self._copying[busy.node].append(req)
+        self._parked[req.unique] = busy.node
+        return None
 
     def _failed(self, req: Request, exc: Exception) -> Outcome:
         """The only place where an exception becomes an errno; the mount lives on."""
@@ -350,8 +358,10 @@ class Door:
         elif isinstance(exc, codec.ProtocolError):
             _log.error("not understood: %r: %s", req, exc)
             number = errno.EINVAL
+        elif isinstance(exc, OverflowError):
+            number = errno.EINVAL  # a number that no system call takes
         else:
-            _log.error("unexpected error in %r", req, exc_info=exc)
+            _log.exception("unexpected error in %r", req)
             number = errno.EIO
         row = abi.ROWS.get(req.opcode)
         return codec.failed(req.unique, number) if row is None or row.answered else None
@@ -412,7 +422,8 @@ class Door:
     def close(self) -> None:
         """Nothing is asked any more."""
         with self.lock:
-            self.files.close()
+            for close in self.closing:
+                close()
 
 
 def caller_of(req: Request, umask: int = 0) -> Caller:

@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import fcntl
 import os
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from unionfs2 import syscalls as sc
 
 from . import abi
+
+if TYPE_CHECKING:
+    from .device import Device
 
 _PIPE_SIZE: Final = 1 << 20
 #: One page of the pipe is for the header.
@@ -26,8 +29,8 @@ DATA_MIN: Final = 64 << 10
 class Splicer:
     """The pipe of one reading thread; made when it is first needed."""
 
-    def __init__(self, device_fd: int) -> None:
-        self._device_fd = device_fd
+    def __init__(self, device: Device) -> None:
+        self._device = device
         self._ends: tuple[int, int] | None = None
         self._usable = hasattr(os, "splice")
 
@@ -66,7 +69,7 @@ class Splicer:
             self._usable = False
             return False
         try:
-            os.splice(out, self._device_fd, total)
+            os.splice(out, self._device.fd, total)
         except OSError:
             self.close()
             raise
