@@ -371,6 +371,9 @@ def _copy_up_triggers() -> Iterator[Case]:
         "utimens omit": ("utimens", b"x", "omit", "omit", 0),
         "setxattr": ("setxattr", b"x", b"user.k", (b"v", 1), 0, 0),
         "set acl": ("setxattr", b"x", pieces.ACL_ACCESS, (pieces.acl(6, 4, 0), 1), 0, 1),
+        "remove acl absent": ("removexattr", b"x", pieces.ACL_ACCESS, 1),
+        "remove default acl absent": ("removexattr", b"x", pieces.ACL_DEFAULT, 1),
+        "empty default acl": ("setxattr", b"x", pieces.ACL_DEFAULT, (b"", 1), 0, 1),
         "removexattr absent": ("removexattr", b"x", b"user.none", 0),
         "removexattr": ("removexattr", b"x", b"user.there", 0),
         "link": ("link", b"x", b"y", 0),
@@ -488,6 +491,10 @@ def _attributes() -> Iterator[Case]:
         scene.do("listxattr", b"f", 1).do("lstat", b"f")
         scene.do("setxattr", b"f", pieces.ACL_ACCESS, (b"\2\0\0\0bad", 1), 0, 1)
         yield scene.case()
+        for mode in (0o2755, 0o2745, 0o755):
+            scene = Scene(f"acl-none-{caller}-{mode:o}", caller).low(b"f", mode=mode, uid=1000)
+            scene.do("removexattr", b"f", pieces.ACL_ACCESS, 1).do("lstat", b"f")
+            yield scene.case()
 
 
 def _strays() -> Iterator[Case]:

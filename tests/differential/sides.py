@@ -245,7 +245,9 @@ class ServerSide:
     def __init__(self, transport: str, *, name: str = "unionfs2", more: str = "") -> None:
         self.name = name
         self.transport: str | None = transport
-        if transport == "devfuse" and "writeback=" not in more:
+        if transport == "devfuse" and not {"writeback", "passthrough"} & set(
+            re.split("[,=]", more)
+        ):
             more += ",writeback=on"  # not as the free space has it
         self.holds_back = "writeback=on" in more
         # Options that the kernel does not have.

@@ -183,7 +183,8 @@ class Attributes:
         if not (held_back and (by_writer or node.flags & nd.APPEND_ONLY)):
             fs.check_setattr(node, new)
         then = partial(self._setattr_now, req, node, new, valid, fh)
-        return door.copied_up(node, then, limit=new.size, nameless=by_writer)
+        nameless = by_writer or _only_kills(valid)
+        return door.copied_up(node, then, limit=new.size, nameless=nameless)
 
     def _may_be_held_back(self, valid: int) -> bool:
         """Whether this may be the time of a write that the kernel held back, not utimensat(2)."""
@@ -202,6 +203,8 @@ class Attributes:
         caller = caller_of(req)
         if valid & abi.FATTR_KILL_SUIDGID and new.size is not None:
             fs.kill_suid_sgid(node, caller)
+        elif _only_kills(valid) and node.is_regular:
+            fs.drop_privileges(node, caller)
         st = fs.setattr(node, new, handle, caller)
         return codec.attr(req.unique, node.ino, fs.nlink_of(node, st), st)
 
@@ -238,8 +241,7 @@ class Attributes:
 
         if node.in_upper:
             return then()
-        self._fs.check_setxattr(node, name)
-        self._fs.getxattr(node, name)  # an absent one copies nothing up
+        self._fs.check_removexattr(node, name, caller_of(req))
         # With a write by somebody who may not keep it the kernel takes this one away first.
         return door.copied_up(node, then, nameless=name == CAPABILITY)
 
@@ -264,6 +266,15 @@ class Attributes:
             # What was written before it was protected must not be refused afterwards.
             return self._door.copied_up(node, lambda: self._door.written_back(node, then))
         raise oserror(errno.ENOTTY)
+
+
+def _only_kills(valid: int) -> bool:
+    """Whether what a caller may not keep has to go, before a write or for a chown(-1, -1).
+
+    With FUSE_HANDLE_KILLPRIV_V2 nothing is left of ATTR_KILL_SUID, nor of ATTR_KILL_PRIV, which
+    the kernel also sends for those who may keep suid (fuse_setattr()).
+    """
+    return not valid & ~(abi.FATTR_FH | abi.FATTR_CTIME)
 
 
 def _time(valid: int, given: int, now: int, seconds: int, nanoseconds: int) -> int | None:
