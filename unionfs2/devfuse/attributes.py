@@ -31,7 +31,7 @@ _BODY_AT = abi.IN_HEADER.size
 _GETATTR_SIZE = _BODY_AT + abi.GETATTR_IN.size
 _SETATTR_SIZE = _BODY_AT + abi.SETATTR_IN.size
 _unpack_setattr = abi.SETATTR_IN.unpack_from
-_HELD_BACK = abi.FATTR_MTIME | abi.FATTR_CTIME | abi.FATTR_FH
+_HELD_BACK = abi.FATTR_MTIME | abi.FATTR_CTIME
 _XATTR_AT = _BODY_AT + abi.GETXATTR_IN.size
 _CAPABILITY = ondisk.CAPABILITY + b"\0"
 # What the kernel itself stamps with (current_time() of fs/inode.c); time has no name for it.
@@ -91,23 +91,29 @@ class Attributes:
     def quick_setattr(
         self, buffer: codec.Buffer, length: int, unique: int, node_id: int
     ) -> bytes | None:
-        """The time of a write that the kernel has held back, after each close of a written file.
+        """Times that the kernel has held back: after a close, an unlink, a rename ...
 
-        Size and times in the answer are ignored there: the kernel has its own.
+        Without a file it was a change of names; nothing is to be done. Size and times in the answer
+        are ignored: the kernel has its own.
         """
         node = self._by_id.get(node_id)
-        if length != _SETATTR_SIZE or node is None or node.low is not None:
-            return None
-        if node.flags & (nd.IMMUTABLE | nd.APPEND_ONLY):
+        if length != _SETATTR_SIZE or node is None or not node.is_regular:
             return None
         fields = _unpack_setattr(buffer, _BODY_AT)
-        if fields[0] != _HELD_BACK or not node.is_regular:
+        valid, fh, mtime_ns = fields[0], fields[1], fields[5] * _NS + fields[8]
+        door = self._door
+        if valid & ~abi.FATTR_FH != _HELD_BACK or not door.settings.has(abi.WRITEBACK_CACHE):
             return None
-        if fields[1] or not self._door.settings.has(abi.WRITEBACK_CACHE) or self._door.copies:
+        if node.flags & (nd.IMMUTABLE | nd.APPEND_ONLY) or fh or door.copies:
             return None
-        fd = self._door.files.writing(node).fd
-        st = os.fstat(fd)
-        sc.futimes(fd, st.st_atime_ns, fields[5] * _NS + fields[8])
+        if valid & abi.FATTR_FH and node.low is None:
+            fd = door.files.writing(node).fd
+            st = os.fstat(fd)
+            sc.futimes(fd, st.st_atime_ns, mtime_ns)
+        else:
+            st = door.stack.stat(node)
+            if st.st_mtime_ns != mtime_ns:
+                return None
         return codec.attr(unique, node.ino, st.st_nlink, st)
 
     def quick_ioctl(self, buffer: codec.Buffer, length: int, unique: int, _: int) -> bytes | None:
