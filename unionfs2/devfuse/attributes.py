@@ -200,7 +200,10 @@ class Attributes:
     def _setattr_now(self, req: Request, node: Node, new: SetAttr, valid: int, fh: int) -> Outcome:
         door, fs = self._door, self._fs
         handle: Resizable | None = None
-        if new.size is not None and valid & abi.FATTR_FH:
+        # To size 0 without a file: O_TRUNC, which sets the time of an empty file as well, or
+        # truncate(2), which does not; the first is what happens.
+        truncated = new.size == 0 and door.settings.stateless and node.is_regular
+        if new.size is not None and (valid & abi.FATTR_FH or truncated):
             handle = fs.files.get(fh) if fh else door.files.writing(node)
         if new.size is not None and new.mtime_ns is None and door.settings.has(abi.WRITEBACK_CACHE):
             # The size stays, else the kernel would have set the time. It keeps the time that it
