@@ -174,8 +174,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return common.guarded(PROGRAM, lambda: run(argv))
     # Until a server sets its own rules; what a start makes is needed or freed by its count.
     gc.disable()
-    status = common.guarded(PROGRAM, lambda: run(sys.argv[1:]))
-    common.leave(status)
+    return common.leave(common.guarded(PROGRAM, lambda: run(sys.argv[1:])))
 
 
 if __name__ == "__main__":

@@ -116,6 +116,13 @@ class Device:
         self._patience = Patience(BUSY_POLL_US if busy_poll_us is None else busy_poll_us)
         self._ending = False
         self._reading = False
+        self._finishing = threading.Lock()
+        self._finished = False
+
+    def finish(self) -> None:
+        """Nobody reads any more: end() sends no signal now, which could end the process."""
+        with self._finishing:
+            self._finished = True
 
     def close(self) -> None:
         for fd in (self.fd, self._wake_end, self._wake):
@@ -156,7 +163,9 @@ class Device:
             except OSError:
                 pass  # it is full, or closed: either will do
         elif threading.current_thread() is not threading.main_thread():
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+            with self._finishing:
+                if not self._finished:
+                    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
         elif self._reading:
             raise Ended
 

@@ -78,6 +78,7 @@ class Server:
         except Ended:
             _log.debug("the connection has ended")
         finally:
+            device.finish()
             door.close()
             device.close()
 
