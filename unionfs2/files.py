@@ -95,12 +95,13 @@ def kill_suid_sgid(stack: Stack, node: Node, caller: Caller) -> None:
     """Clear suid and sgid, because the kernel says so (FUSE_HANDLE_KILLPRIV_V2).
 
     It says so for every caller without CAP_FSETID; set-group-id without group execute stays for
-    members of the group (setattr_should_drop_sgid()).
+    members of the group and for root of a user namespace (setattr_should_drop_sgid()).
     """
     mode = stat.S_IMODE(stack.stat(node).st_mode)
     drop = mode & stat.S_ISUID
     if mode & stat.S_ISGID and (
-        mode & stat.S_IXGRP or stack.stat(node).st_gid not in creds.groups_of(caller)
+        mode & stat.S_IXGRP
+        or (stack.stat(node).st_gid not in creds.groups_of(caller) and not creds.keeps_sgid(caller))
     ):
         drop |= stat.S_ISGID
     if drop:
