@@ -548,6 +548,7 @@ def serve(
     gc.freeze()
     sc.settle_malloc()
     gc.set_threshold(2000, 10, 1_000_000_000)
+    gc.enable()
     # A thread that copies data gives the interpreter back sooner than after the usual 5 ms.
     sys.setswitchinterval(0.001)
     logging.getLogger("pyfuse3").addFilter(_is_news)

@@ -31,6 +31,7 @@ _S_IFREG = stat.S_IFREG
 _S_IFCHR = stat.S_IFCHR
 _S_IFMT = 0o170000
 _INO_BITS = 56
+_NO_CLONES = (0xEF53, 0x01021994)  # ext2/3/4, tmpfs (linux/magic.h)
 _OWNER_WX = stat.S_IWUSR | stat.S_IXUSR
 
 Found = tuple[Node, os.stat_result]
@@ -111,6 +112,8 @@ class Stack:
         self.untouched = all(b.untouched for b in lowers)
         branches = [upper, *lowers] if upper is not None else lowers
         self.name_max = max(os.fstatvfs(b.root_fd).f_namemax for b in branches)
+        # Whether copies may share data with the originals: not on file systems that never can.
+        self.clones = upper is not None and sc.fs_magic(upper.root_fd) not in _NO_CLONES
         # Counts what the upper holds; None without a limit.
         self.ledger: Ledger | None = None
         # A door may have a descriptor of a node that loses its name (-1: it has none).

@@ -540,6 +540,9 @@ def utimes(name: bytes, dir_fd: int, atime_ns: int | None, mtime_ns: int | None)
 
 def utimes_path(path: bytes, atime_ns: int | None, mtime_ns: int | None) -> None:
     """utimensat(2) through a /proc/self/fd path, which is followed."""
+    if atime_ns is not None and mtime_ns is not None:
+        os.utime(path, ns=(atime_ns, mtime_ns))  # several times faster than through ctypes
+        return
     times = _TwoTimes(_timespec(atime_ns), _timespec(mtime_ns))
     if _libc.utimensat(AT_FDCWD, path, times, 0) < 0:
         raise _raise(path)

@@ -55,6 +55,13 @@ def _holes(op: Op, kernel: Answer, other: Answer) -> bool:
     return op.name == "lseek" and op.args[2] in {3, 4} and kernel[:2] != other[:2]
 
 
+def _hole_that_was_read(op: Op, kernel: Answer, other: Answer) -> bool:
+    if op.name != "lseek" or op.args[2] not in {3, 4}:
+        return False
+    answers = {kernel[0], other[0]}
+    return answers <= {0, errno.ENXIO} and kernel[:2] != other[:2]
+
+
 def _directory_seek(op: Op, kernel: Answer, other: Answer) -> bool:
     if op.name != "lseek" or op.args[1:] == (0, os.SEEK_SET):
         return False
@@ -131,6 +138,13 @@ KNOWN: Final[tuple[Known, ...]] = (
         "pyfuse3 has no handler for FUSE_LSEEK: the kernel answers as if there were no holes",
         _holes,
         PYFUSE3,
+    ),
+    Known(
+        "hole-that-was-read",
+        "where a hole or a preallocated range was read, tmpfs and ext4 tell data as long as they"
+        " have pages of it cached; the kernel maps the real file, ours reads it",
+        _hole_that_was_read,
+        DEVFUSE,
     ),
     Known(
         "tmpfile",

@@ -351,7 +351,7 @@ class _Job:
         its = opened.untouched(two, one, bench.lowers) & self.brought_up
         self.excused[opened.IDENT] += len(mine | its)
         self.opened |= mine
-        return opened.without(one, mine), opened.without(two, its)
+        return opened.without(one, mine, two), opened.without(two, its, one)
 
 
 def _plain(ops: Sequence[Op]) -> list[tuple[object, ...]]:

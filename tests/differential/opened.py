@@ -48,8 +48,11 @@ def untouched(found: Upper, other: Upper, lowers: Sequence[bytes]) -> frozenset[
     return frozenset(accepted)
 
 
-def without(found: Upper, paths: Iterable[bytes]) -> Upper:
-    """*found* as if the opens that brought *paths* up had never been."""
+def without(found: Upper, paths: Iterable[bytes], other: Upper) -> Upper:
+    """*found* as if the opens that brought *paths* up had never been.
+
+    The size of a directory tells how many names there were; it is taken from *other*.
+    """
     gone = set(paths)
     kept: Upper = {path: item for path, item in found.items() if path not in gone}
     for parent in {path.rpartition(b"/")[0] for path in gone} & kept.keys():
@@ -57,7 +60,9 @@ def without(found: Upper, paths: Iterable[bytes]) -> Upper:
         assert isinstance(item, Stored)
         children = _children(found, parent)
         dirs = sum(1 for path in children if path in gone and _is_dir(found[path]))
-        look = item.look._replace(nlink=max(1, item.look.nlink - dirs))
+        twin = other.get(parent)
+        size = twin.look.size if isinstance(twin, Stored) else item.look.size
+        look = item.look._replace(nlink=max(1, item.look.nlink - dirs), size=size)
         kept[parent] = _without_useless_impure(kept, parent, item._replace(look=look))
     return kept
 

@@ -25,11 +25,14 @@ def _run(
     dialect: Dialect,
     transport: str,
     side: Callable[[str], Side] = sides.unionfs2_server,
+    calls_of: str | None = None,
 ) -> int:
+    """*calls_of*: the transport whose calls are made, when not those of *transport*."""
     made = 0
     with Machine(KernelSide(), side(transport), place) as machine:
         for seed in seeds:
-            outcome = machine.run(*generate.history(seed, 400, dialect.on(transport)))
+            history = generate.history(seed, 400, dialect.on(calls_of or transport))
+            outcome = machine.run(*history)
             finding = campaign.Finding(seed, outcome.history, outcome.differences, 0)
             assert not outcome.differences, campaign.describe(finding)
             made += outcome.op_count
@@ -55,8 +58,14 @@ def test_histories_with_userxattr(place: bytes, transport: str) -> None:
 @pytest.mark.needs("root", "fuse", "overlay", "trusted-xattr")
 @_on_each
 def test_histories_with_limits_that_nobody_reaches(place: bytes, transport: str) -> None:
-    """Counting changes nothing, and the count at the end is what is there."""
-    assert _run(place, range(10), pieces.TRUSTED, transport, sides.unionfs2_limited) == 4000
+    """Counting changes nothing, and the count at the end is what is there.
+
+    Without fallocate: ext4 keeps the list of many extents in a block of the file, which it takes
+    when it writes back, and nobody can count that before.
+    """
+    side = sides.unionfs2_limited
+    made = _run(place, range(10), pieces.TRUSTED, transport, side, calls_of="pyfuse3")
+    assert made == 4000
 
 
 @pytest.mark.slow

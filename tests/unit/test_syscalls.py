@@ -50,8 +50,8 @@ def test_the_core_changes_a_disk_through_this_module_only(module: str) -> None:
     if (PACKAGE / module).is_dir():
         sources = sorted((PACKAGE / module).glob("*.py"))
     for source in sources:
-        if source.name == "device.py":
-            continue  # writes to /dev/fuse, and to memory
+        if source.name in {"device.py", "splicing.py"}:
+            continue  # write to /dev/fuse, to memory and to pipes
         assert changes_past_the_seam(source.read_text(encoding="utf-8")) == []
 
 

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 _NS = 10**9
 _BODY_AT = abi.IN_HEADER.size
 _GETATTR_SIZE = _BODY_AT + abi.GETATTR_IN.size
+_SETATTR_SIZE = _BODY_AT + abi.SETATTR_IN.size
+_unpack_setattr = abi.SETATTR_IN.unpack_from
+_HELD_BACK = abi.FATTR_MTIME | abi.FATTR_CTIME
 _XATTR_AT = _BODY_AT + abi.GETXATTR_IN.size
 _CAPABILITY = ondisk.CAPABILITY + b"\0"
 # What the kernel itself stamps with (current_time() of fs/inode.c); time has no name for it.
@@ -46,6 +49,7 @@ class Attributes:
     def quick(self) -> dict[int, Quick]:
         return {
             abi.GETATTR: self.quick_getattr,
+            abi.SETATTR: self.quick_setattr,
             abi.IOCTL: self.quick_ioctl,
             abi.GETXATTR: self.quick_getxattr,
         }
@@ -83,6 +87,34 @@ class Attributes:
             return None
         st = self._door.stack.stat(node)
         return codec.attr(unique, node.ino, self._fs.nlink_of(node, st), st)
+
+    def quick_setattr(
+        self, buffer: codec.Buffer, length: int, unique: int, node_id: int
+    ) -> bytes | None:
+        """Times that the kernel has held back: after a close, an unlink, a rename ...
+
+        Without a file it was a change of names; nothing is to be done. Size and times in the answer
+        are ignored: the kernel has its own.
+        """
+        node = self._by_id.get(node_id)
+        if length != _SETATTR_SIZE or node is None or not node.is_regular:
+            return None
+        fields = _unpack_setattr(buffer, _BODY_AT)
+        valid, fh, mtime_ns = fields[0], fields[1], fields[5] * _NS + fields[8]
+        door = self._door
+        if valid & ~abi.FATTR_FH != _HELD_BACK or not door.settings.has(abi.WRITEBACK_CACHE):
+            return None
+        if node.flags & (nd.IMMUTABLE | nd.APPEND_ONLY) or fh or door.copies:
+            return None
+        if valid & abi.FATTR_FH and node.low is None:
+            fd = door.files.writing(node).fd
+            st = os.fstat(fd)
+            sc.futimes(fd, st.st_atime_ns, mtime_ns)
+        else:
+            st = door.stack.stat(node)
+            if st.st_mtime_ns != mtime_ns:
+                return None
+        return codec.attr(unique, node.ino, st.st_nlink, st)
 
     def quick_ioctl(self, buffer: codec.Buffer, length: int, unique: int, _: int) -> bytes | None:
         """What files of a union do not know, above all whether they are a terminal."""
@@ -168,7 +200,10 @@ class Attributes:
     def _setattr_now(self, req: Request, node: Node, new: SetAttr, valid: int, fh: int) -> Outcome:
         door, fs = self._door, self._fs
         handle: Resizable | None = None
-        if new.size is not None and valid & abi.FATTR_FH:
+        # To size 0 without a file: O_TRUNC, which sets the time of an empty file as well, or
+        # truncate(2), which does not; the first is what happens.
+        truncated = new.size == 0 and door.settings.stateless and node.is_regular
+        if new.size is not None and (valid & abi.FATTR_FH or truncated):
             handle = fs.files.get(fh) if fh else door.files.writing(node)
         if new.size is not None and new.mtime_ns is None and door.settings.has(abi.WRITEBACK_CACHE):
             # The size stays, else the kernel would have set the time. It keeps the time that it

@@ -44,6 +44,8 @@ _MAYBE_QUIET: Final = os.O_NOATIME | os.O_ACCMODE
 _HEAD_SIZE: Final = abi.OUT_HEADER.size
 _READ_AT: Final = abi.IN_HEADER.size
 _READ_SIZE: Final = _READ_AT + abi.READ_IN.size
+_WRITE_AT: Final = _READ_AT + abi.WRITE_IN.size
+_unpack_write = abi.WRITE_IN.unpack_from
 _unpack_read = abi.READ_IN.unpack_from
 _pack_head_into = abi.OUT_HEADER.pack_into
 #: A large write that takes longer has waited for the disk; so many after it go to a thread.
@@ -68,7 +70,7 @@ class Data:
         self._slow = 0
 
     def quick(self) -> dict[int, Quick]:
-        return {abi.READ: self.quick_read}
+        return {abi.READ: self.quick_read, abi.WRITE: self.quick_write}
 
     def handlers(self) -> dict[int, Handler]:
         return {
@@ -277,6 +279,28 @@ class Data:
         return Later(work, then, cleanup=cleanup, reads=reads)
 
     # --- writing -------------------------------------------------------------------------------
+
+    def quick_write(
+        self, buffer: codec.Buffer, length: int, unique: int, node_id: int
+    ) -> bytes | None:
+        """A small WRITE to a file in the upper; None: the long way, also for what went wrong."""
+        fh, offset, size, write_flags, _, flags = _unpack_write(buffer, _READ_AT)
+        node = self._by_id.get(node_id)
+        if node is None or node.low is not None or not node.is_regular or fh:
+            return None
+        if length != _WRITE_AT + size or size >= longwork.THREAD_WRITE:
+            return None
+        if write_flags & abi.WRITE_KILL_SUIDGID or node.flags & corefiles.PROTECTED:
+            return None
+        if not write_flags & abi.WRITE_CACHE and flags & (os.O_SYNC | os.O_DSYNC):
+            return None
+        door = self._door
+        if door.copies or door.refusing:
+            return None
+        data = memoryview(buffer)[_WRITE_AT:length]
+        if sc.pwrite(door.files.writing(node).fd, data, offset) != size:
+            return None
+        return codec.written(unique, size)
 
     def write(
         self, req: Request, fh: int, offset: int, write_flags: int, flags: int, data: memoryview

@@ -26,6 +26,7 @@ from functools import partial
 from unionfs2 import longwork
 from unionfs2 import nodes as nd
 from unionfs2 import syscalls as sc
+from unionfs2.copyup import CopyJob
 from unionfs2.errors import UnionFSError
 from unionfs2.logger import Log
 from unionfs2.model import Caller
@@ -187,14 +188,14 @@ class Door:
         if longwork.copy_is_short(job.size, volatile=self.stack.policy.volatile):
             try:
                 job.run()
-                job.publish()
+                self._publish(job, node)
             finally:
                 job.close()
             return then()
         self._copying[node] = []
 
         def publish(_: object) -> Outcome:
-            job.publish()
+            self._publish(job, node)
             job.close()
             return then()
 
@@ -203,6 +204,14 @@ class Door:
             self._settled(node)
 
         return Later(job.run, publish, cleanup=cleanup)
+
+    def _publish(self, job: CopyJob, node: Node) -> None:
+        job.publish()
+        if self.settings.stateless and node.orphan < 0:
+            fd = job.hand_over()
+            if fd >= 0:
+                self.files.drop(node)  # the lower one
+                self.files.adopt(node, fd)
 
     def written_back(self, node: Node, then: Callable[[object], Outcome]) -> Outcome:
         """*then* when the kernel has written back what it held of the data of *node*.

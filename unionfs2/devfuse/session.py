@@ -97,6 +97,10 @@ def _wish(wanted: Wanted) -> int:
         wish |= abi.POSIX_ACL
     if wanted.stateless and not wanted.passthrough:
         wish |= abi.NO_OPEN_SUPPORT
+    else:
+        wish |= (
+            abi.ATOMIC_O_TRUNC
+        )  # O_TRUNC comes with the OPEN, and sets mtime also of an empty file
     if wanted.passthrough:
         wish |= abi.PASSTHROUGH
     elif wanted.writeback:  # the kernel excludes the two
