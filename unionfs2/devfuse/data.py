@@ -208,7 +208,12 @@ class Data:
         quiet = flags & (os.O_NOATIME | os.O_WRONLY) or (
             size <= abi.PAGE and self._door.settings.has(abi.WRITEBACK_CACHE)
         )
-        return files.writing(node) if quiet else files.reading(node)
+        if not quiet:
+            return files.reading(node)
+        file = files.writing(node)
+        # Nothing is read ahead: pages in memory would make data of what is only allocated.
+        os.posix_fadvise(file.fd, 0, 0, os.POSIX_FADV_RANDOM)
+        return file
 
     def _read_quietly(self, req: Request, node: Node, offset: int, size: int) -> Outcome:
         """A read by somebody who asked to leave the access time alone."""
