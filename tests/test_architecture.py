@@ -24,7 +24,7 @@ LEVELS: Final[dict[str, tuple[str, ...]]] = {
     level: tuple(modules.split())
     for level, modules in {
         "0 vocabulary": (
-            "errors closing sizes ondisk model storemodel transports option_names options"
+            "errors logger closing sizes ondisk model storemodel transports option_names options"
             " store_options"
         ),
         "1 system calls": "syscalls mountcalls privilege quotacalls",
@@ -44,6 +44,7 @@ LEVELS: Final[dict[str, tuple[str, ...]]] = {
         "5 mounters": (
             "logs layercheck locks mounter mounts attach fuse_mount native_overlay backends"
         ),
+        "5b servers": "serving",
         "6 driver": (
             "references probes oci_model imagerecords driver_core driver_mounts driver_layers"
             " driver_diffs driver_trees driver oci_members oci_layout oci_target images driver_trio"
@@ -61,8 +62,9 @@ BELOW: Final[dict[str, str]] = {
     "4a transports": "0 1 2 3",
     "4b storage": "0 1 2 3",
     "5 mounters": "0 1",
+    "5b servers": "0 1 2 3 4a 5",
     "6 driver": "0 1 2 3 4b 5",
-    "7 command line": "0 1 2 3 4a 4b 5 6",
+    "7 command line": "0 1 2 3 4a 4b 5 5b 6",
 }
 
 # The public names: seen from outside and from the command line, never from below.

@@ -16,7 +16,6 @@ the core (UnionFS), the layer store (Driver) nor a mount through the kernel ever
 trio; AsyncDriver is the driver for programs on trio.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from unionfs2.mounter import Mounted
     from unionfs2.mounts import list_mounts, unmount
     from unionfs2.options import MountSpec, format_options, parse_options
+    from unionfs2.serving import serve
     from unionfs2.union import UnionFS
 
 __version__ = "0.1.0"
@@ -43,6 +43,7 @@ __all__ = [
     "list_mounts",
     "mount",
     "parse_options",
+    "serve",
     "unmount",
 ]
 
@@ -57,6 +58,7 @@ _HOME = {
     "list_mounts": "mounts",
     "mount": "backends",
     "parse_options": "options",
+    "serve": "serving",
     "unmount": "mounts",
 }
 
@@ -67,4 +69,6 @@ if not TYPE_CHECKING:  # a type checker that saw it would accept every name
         """Load a public name from its module (PEP 562)."""
         if name not in _HOME:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib import import_module  # noqa: PLC0415 - a command has no need of it
+
         return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -8,17 +8,19 @@ mounter's rights and could not tell.
 
 from __future__ import annotations
 
-import array
 import errno
 import os
-import socket
 import stat
-from typing import Final
+import struct
+from typing import TYPE_CHECKING, Final
 
 from . import mountcalls, privilege
 from .errors import MountError, OptionError, PrivilegeError, UnavailableError, show
 from .mounter import FUSE_TYPE, mount_flags, open_target
 from .options import MountSpec, escape
+
+if TYPE_CHECKING:
+    import socket
 
 DEVICE: Final = "/dev/fuse"
 HELPER: Final = "fusermount3"
@@ -139,7 +141,8 @@ def _by_helper(spec: MountSpec, target: bytes) -> int:
         )
     # The helper opens the device with the rights of its caller; ask first, for a better answer.
     os.close(_open_device())
-    import subprocess  # noqa: PLC0415 - costs milliseconds, needed without privilege only
+    import socket  # noqa: PLC0415 - costs milliseconds, needed without privilege only
+    import subprocess  # noqa: PLC0415
 
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with ours, theirs:
@@ -196,11 +199,13 @@ def _helper_failed(spec: MountSpec, target: bytes, stderr: bytes) -> MountError:
 
 def _receive(ours: socket.socket, target: bytes) -> int:
     """The descriptor that the helper has sent before it ended (SCM_RIGHTS)."""
-    room = socket.CMSG_LEN(array.array("i").itemsize)
+    import socket  # noqa: PLC0415 - see _by_helper()
+
+    descriptor = struct.Struct("=i")
+    room = socket.CMSG_LEN(descriptor.size)
     _, ancillary, _, _ = ours.recvmsg(1, room, socket.MSG_CMSG_CLOEXEC)
     for level, kind, data in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            fds = array.array("i")
-            fds.frombytes(data[: fds.itemsize])
-            return fds[0]
+            fd: int = descriptor.unpack_from(data)[0]
+            return fd
     raise MountError(f"{HELPER} mounted {show(target)} but sent no descriptor: unmount it")

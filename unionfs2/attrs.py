@@ -224,10 +224,7 @@ def set_xattr(
 
 def remove_xattr(stack: Stack, node: Node, key: bytes, caller: Caller | None = None) -> None:
     """Remove *key*; an absent one is ENODATA and copies nothing up (ovl_xattr_set())."""
-    disk_key = check_xattr(stack, node, key)
-    if not node.in_upper:
-        path, follow = stack.object_path(node)
-        os.getxattr(path, disk_key, follow_symlinks=follow)
+    disk_key = check_removal(stack, node, key, caller)
     copyup.whole(stack, node)
     path, follow = stack.object_path(node)
     before = stack.before(node)
@@ -235,6 +232,20 @@ def remove_xattr(stack: Stack, node: Node, key: bytes, caller: Caller | None = N
     stack.recount(node, before)
     if key == ondisk.ACL_ACCESS and caller is not None:
         _drop_sgid(stack, node, caller)
+
+
+def check_removal(stack: Stack, node: Node, key: bytes, caller: Caller | None) -> bytes:
+    """Name on disk; what a removal is refused for before anything is copied up.
+
+    EROFS, EPERM, and ENODATA for an attribute that a lower object does not have. Where removing an
+    access ACL clears sgid, that comes first, and with it the copy-up (ovl_set_acl()).
+    """
+    disk_key = check_xattr(stack, node, key)
+    clears = key == ondisk.ACL_ACCESS and caller is not None and _acl_clears(stack, node, caller)
+    if not node.in_upper and not clears:
+        path, follow = stack.object_path(node)
+        os.getxattr(path, disk_key, follow_symlinks=follow)
+    return disk_key
 
 
 def _loses_lone_sgid(stack: Stack, node: Node, new: SetAttr, caller: Caller) -> bool:
@@ -256,8 +267,13 @@ def _drop_sgid(stack: Stack, node: Node, caller: Caller) -> None:
 
     Source: posix_acl_update_mode() in fs/posix_acl.c.
     """
+    if _acl_clears(stack, node, caller):
+        mode = stat.S_IMODE(stack.stat(node).st_mode)
+        change_mode(stack, node, mode & ~stat.S_ISGID)
+
+
+def _acl_clears(stack: Stack, node: Node, caller: Caller) -> bool:
     st = stack.stat(node)
     if not st.st_mode & stat.S_ISGID or st.st_gid in creds.groups_of(caller):
-        return
-    if not creds.keeps_sgid(caller):
-        change_mode(stack, node, stat.S_IMODE(st.st_mode) & ~stat.S_ISGID)
+        return False
+    return not creds.keeps_sgid(caller)

@@ -26,6 +26,9 @@ from .stack import OwnerMayWrite, Stack, oserror
 
 # Data goes in pieces as in the kernel (OVL_COPY_UP_CHUNK_SIZE), holes are skipped between them.
 _CHUNK = 1 << 20
+# Files up to this size are copied by one read and one write.
+_AT_ONCE = 64 << 10
+_SECTOR = 512  # unit of st_blocks
 _KEPT_FLAGS = sc.FS_SYNC_FL | sc.FS_NOATIME_FL
 _PROTECTING = sc.FS_IMMUTABLE_FL | sc.FS_APPEND_FL
 _SKIPPABLE = frozenset((errno.EOPNOTSUPP, errno.EPERM, errno.ENODATA))
@@ -79,16 +82,33 @@ class CopyJob:
 
     def run(self) -> None:
         """Copy data and everything else that belongs to the object. May take long."""
-        if self.size and not sc.clone_data(self._src, self._tmp):
-            copy_data(self._src, self._tmp, self.size)
+        if self.size:
+            self._copy()
         if self.size < self.st.st_size or not self.size:
             sc.ftruncate(self._tmp, self.size)
-        copy_metadata(self._stack, self.st, self._tmp, self._src, self._origin)
+        bare = bool(self.node.flags & nd.NO_XATTRS)
+        copy_metadata(self._stack, self.st, self._tmp, self._src, self._origin, bare=bare)
         if self.size < self.st.st_size:
             # A truncation that is already done here: not every file system would notice it later.
             sc.touch_mtime(self._tmp)
         if not self._stack.policy.volatile:
             sc.fsync(self._tmp)
+
+    def _copy(self) -> None:
+        if self._stack.clones:
+            if sc.clone_data(self._src, self._tmp):
+                return
+        elif self.size <= _AT_ONCE and self.st.st_blocks * _SECTOR >= self.st.st_size:
+            # Small and without holes: cheaper than asking the kernel to find that out.
+            data = os.pread(self._src, self.size, 0)
+            if len(data) == self.size and sc.pwrite(self._tmp, data, 0) == self.size:
+                return
+        copy_data(self._src, self._tmp, self.size)
+
+    def hand_over(self) -> int:
+        """The descriptor of the copy, open for reading and writing, or -1; it is the caller's."""
+        fd, self._tmp = self._tmp, -1
+        return fd
 
     def publish(self) -> None:
         """Give the copy its name. needs: the node was not changed since prepare."""
@@ -147,7 +167,7 @@ def _open_lower(node: Node, low: RealDir) -> int:
 def _open_temp(stack: Stack) -> tuple[int, bytes]:
     work_fd = stack.w.work_fd
     try:
-        flags = os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC
+        flags = os.O_TMPFILE | os.O_RDWR | os.O_NOATIME | os.O_CLOEXEC
         return sc.create_at(b".", flags, 0o600, dir_fd=work_fd), b""
     except OSError as exc:
         if exc.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL):
@@ -178,7 +198,8 @@ class _ParentTimes:
 
     def __exit__(self, *_: object) -> None:
         try:
-            sc.futimes(self._dir.at(), self._st.st_atime_ns, self._st.st_mtime_ns)
+            path = sc.fd_path(self._dir.at())
+            sc.utimes_path(path, self._st.st_atime_ns, self._st.st_mtime_ns)
         except OSError:
             return
 
@@ -320,25 +341,32 @@ def _copy_piece(src: int, dst: int, offset: int, length: int) -> int:
 
 
 def copy_metadata(
-    stack: Stack, st: os.stat_result, dst: int, src: int, origin_value: bytes | None
+    stack: Stack,
+    st: os.stat_result,
+    dst: int,
+    src: int,
+    origin_value: bytes | None,
+    *,
+    bare: bool = False,
 ) -> None:
     """Owner, mode, attributes, flags, origin and times for an open new file or directory.
 
+    *bare*: *src* is known to have no attributes.
     Owner first, because chown strips ``security.capability``; mode after the attributes, because
     a server without privilege may need the write bit to set them; times last.
     """
     sc.fchown(dst, st.st_uid, st.st_gid)
-    src_path, dst_path = sc.fd_path(src), sc.fd_path(dst)
-    copy_xattrs(stack, src_path, dst_path, follow=True)
-    copy_flags(stack, src, dst, dst_path)
+    if not bare:
+        copy_xattrs(stack, src, dst, follow=True)
+    copy_flags(stack, src, dst)
     if origin_value is not None:
-        set_origin(stack, origin_value, dst_path, follow=True)
+        set_origin(stack, origin_value, dst, follow=True)
     sc.fchmod(dst, stat.S_IMODE(st.st_mode))
     sc.futimes(dst, st.st_atime_ns, st.st_mtime_ns)
 
 
-def copy_xattrs(stack: Stack, src: bytes, dst: bytes, *, follow: bool) -> None:
-    """Copy all attributes but our own marks.
+def copy_xattrs(stack: Stack, src: bytes | int, dst: bytes | int, *, follow: bool) -> None:
+    """Copy all attributes but our own marks, between paths or open files.
 
     One that the upper cannot store is left out, except ``security.*`` and ACLs
     (ovl_copy_xattr(), ovl_must_copy_xattr()).
@@ -364,7 +392,7 @@ def copy_xattrs(stack: Stack, src: bytes, dst: bytes, *, follow: bool) -> None:
                 raise
 
 
-def copy_flags(stack: Stack, src: int, dst: int, dst_path: bytes) -> None:
+def copy_flags(stack: Stack, src: int, dst: int) -> None:
     """Copy sync and noatime to the inode, immutable and append-only to ``protattr``.
 
     Source: ovl_copy_fileattr().
@@ -374,7 +402,7 @@ def copy_flags(stack: Stack, src: int, dst: int, dst_path: bytes) -> None:
         value = (b"a" if flags & sc.FS_APPEND_FL else b"") + (
             b"i" if flags & sc.FS_IMMUTABLE_FL else b""
         )
-        sc.setxattr(dst_path, stack.dialect.protattr, value, 0)
+        sc.setxattr(dst, stack.dialect.protattr, value, 0)
     if flags & _KEPT_FLAGS:
         sc.set_inode_flags(dst, sc.inode_flags(dst) | flags & _KEPT_FLAGS)
 
@@ -389,7 +417,7 @@ def _origin_of(node: Node) -> bytes:
     return origin.of_object(node.low.branch, node.name, node.low.at())
 
 
-def set_origin(stack: Stack, value: bytes, dst: bytes, *, follow: bool) -> None:
+def set_origin(stack: Stack, value: bytes, dst: bytes | int, *, follow: bool) -> None:
     """Remember where the copy came from; an upper without attributes does without."""
     try:
         sc.setxattr(dst, stack.dialect.origin, value, 0, follow_symlinks=follow)
@@ -399,6 +427,11 @@ def set_origin(stack: Stack, value: bytes, dst: bytes, *, follow: bool) -> None:
 
 
 # --- the operations -----------------------------------------------------------------------------
+
+
+def may_be_unmapped() -> bool:
+    """Whether check_mapped() has anything to find: not in the initial user namespace."""
+    return _unmapped is not None
 
 
 def check_mapped(st: os.stat_result, name: bytes) -> None:

@@ -28,8 +28,12 @@ class Actor:
     def __init__(self) -> None:
         self.uid = os.geteuid()
         self.gid = os.getegid()
-        self.may_switch = sc.keep_capabilities()
         self._switched = False
+        self.settle()
+
+    def settle(self) -> None:
+        """From now on the calling thread is the one that acts."""
+        self.may_switch = sc.keep_capabilities()
         os.umask(0)
 
     def acting(self, caller: Caller, gid: int | None = None, *, umask: bool = True) -> _Acting:

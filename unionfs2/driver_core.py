@@ -8,7 +8,7 @@ import errno
 import os
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final, Literal
 
 from . import ondisk, probes
@@ -187,14 +187,13 @@ class Core:
         if len(lower) == 1:
             lower = (*lower, self.store.empty_path)
         userxattr = self.check_dialect(layer) == "user"
-        return replace(self.base, lower=lower, userxattr=userxattr, read_only=True)
+        return self.base._replace(lower=lower, userxattr=userxattr, read_only=True)
 
     def upper_spec(self, layer: Layer) -> MountSpec:
         """What shows *layer* on top of all below it, writable."""
         quota = layer.record.quota
         by_server = quota if quota and layer.record.project_id is None else None
-        return replace(
-            self.base,
+        return self.base._replace(
             lower=self.store.lower_links(layer) or (self.store.empty_path,),
             upper=self.store.diff_path(layer.id),
             work=self.store.work_path(layer.id),

@@ -6,7 +6,7 @@ import os
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from . import ondisk, probes, quotacalls
@@ -427,10 +427,10 @@ class Layers:
         diff = self._store.diff_path(layer.id)
         if layer.committed:
             lower = (diff, *dirs) if dirs else (diff, self._store.empty_path)
-            return replace(self._core.lower_spec(layer), lower=lower)
+            return self._core.lower_spec(layer)._replace(lower=lower)
         if not dirs:
             return None
-        return replace(self._core.upper_spec(layer), lower=dirs, exclusive=False)
+        return self._core.upper_spec(layer)._replace(lower=dirs, exclusive=False)
 
     def inspect(self, layer: LayerId) -> dict[str, Any]:
         """See Driver.inspect()."""

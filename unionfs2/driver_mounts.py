@@ -262,7 +262,7 @@ class Mounts:
                 raise OptionError(
                     f"mount label {show(label)!r} has a NUL or a double quote: correct it"
                 )
-            spec = replace(spec, context=(("context", os.fsencode(label)),))
+            spec = spec._replace(context=(("context", os.fsencode(label)),))
         return spec
 
     def _choose(self, layer: Layer, spec: MountSpec, asked: Choice | None) -> Chosen:

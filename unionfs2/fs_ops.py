@@ -331,8 +331,7 @@ class Door(pyfuse3.Operations):
     async def removexattr(self, inode: int, name: bytes, ctx: Ctx) -> None:
         node = self.fs.node(inode)
         if not node.in_upper:
-            self.fs.check_setxattr(node, name)
-            self.fs.getxattr(node, name)
+            self.fs.check_removexattr(node, name, _caller(ctx))
             await self._up(node)
         self.fs.removexattr(node, name, _caller(ctx))
 

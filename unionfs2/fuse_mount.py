@@ -5,9 +5,9 @@ is a callable that the command line hands in (Body); this module knows processes
 
 * A daemon has a session of its own, /dev/null on 0, 1 and 2, and no other descriptor of its
   parent: whoever waits for the end of a pipe (container engines do) is not kept waiting.
-* Until the mount answers, the two talk over a pipe, one JSON object per line: warnings, then
-  "ready" or an error. A server that dies without a word is recognised by the end of the pipe and
-  described by its wait status.
+* Until the mount answers, the two talk over a pipe, line by line: warnings as JSON, then the word
+  "ready" with pid and transport, or an error as JSON. A server that dies without a word is
+  recognised by the end of the pipe and described by its wait status.
 * The starter believes nobody: after "ready" it asks the mount itself, from outside.
 
 fork() is used where the process is known to be ours alone (the commands); a library caller, who
@@ -16,16 +16,16 @@ may have threads, gets the command as a subprocess.
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from . import mountcalls, mounts
+from . import mountcalls, mounts, transports
 from .attach import fuse_reason
 from .errors import EXIT_FAIL, MountError, UnionFSError, from_record, sentence, show, to_record
+from .logger import Log
 from .mountcalls import MountEntry
 from .mounter import FUSE_TYPE, Mounted, open_target, resolve_target
 from .options import (
@@ -36,16 +36,26 @@ from .options import (
     refuse_unsupported,
     unsupported,
 )
+from .transports import Transport
+
+_log = Log(__name__)
+_READY: Final = b"ready"
 
 #: How long a mount may take from "ready" to its first answer, in seconds.
 ANSWER_TIMEOUT_S: Final = 60.0
+
+
+class Ready(Protocol):
+    """To be called once requests are answered, with the transport that does it."""
+
+    def __call__(self, transport: Transport | None = None) -> None: ...
 
 
 class Body(Protocol):
     """A whole server: open the layers, mount *target*, call *ready*, serve, unmount, return."""
 
     def __call__(
-        self, spec: MountSpec, target: bytes, ready: Callable[[], None], warn: Callable[[str], None]
+        self, spec: MountSpec, target: bytes, ready: Ready, warn: Callable[[str], None]
     ) -> None: ...
 
 
@@ -70,11 +80,9 @@ class FuseMounter:
         spec = absolute(spec, os.getcwdb())
         target = resolve_target(target)
         os.close(open_target(target))
-        if self._body is None:
-            warnings = _by_command(spec, target)
-        else:
-            warnings = _by_fork(spec, target, self._body)
-        return mounts.mounted(target, "fuse", tuple(warnings))
+        if self._body is not None:
+            return _by_fork(spec, target, self._body)
+        return mounts.mounted(target, "fuse", tuple(_by_command(spec, target)))
 
     def unmount(self, target: bytes, *, lazy: bool = False) -> None:
         mounts.unmount(target, lazy=lazy)
@@ -83,7 +91,7 @@ class FuseMounter:
 # --- the starter ----------------------------------------------------------------------------------
 
 
-def _by_fork(spec: MountSpec, target: bytes, body: Body) -> list[str]:
+def _by_fork(spec: MountSpec, target: bytes, body: Body) -> Mounted:
     before = mountcalls.find_mount(target)
     read_end, write_end = os.pipe()
     sys.stdout.flush()
@@ -94,7 +102,7 @@ def _by_fork(spec: MountSpec, target: bytes, body: Body) -> list[str]:
         _daemon(spec, target, body, write_end)
     os.close(write_end)
     try:
-        warnings = _await_ready(read_end, pid)
+        mounted = _await_ready(read_end, pid, target)
         _await_answer(target)
     except BaseException:
         _end(pid)
@@ -102,17 +110,25 @@ def _by_fork(spec: MountSpec, target: bytes, body: Body) -> list[str]:
         raise
     finally:
         os.close(read_end)
-    return warnings
+    return mounted
 
 
-def _await_ready(read_end: int, pid: int) -> list[str]:
-    """Read the server's reports up to "ready"; its warnings. Raises what it reports instead."""
+def _await_ready(read_end: int, pid: int, target: bytes) -> Mounted:
+    """Read the server's reports up to "ready". Raises what it reports instead."""
+    import threading  # noqa: F401, PLC0415 - for _await_answer(), while the server is busy too
+
     warnings: list[str] = []
     with os.fdopen(os.dup(read_end), "rb") as reports:
         for line in reports:
+            word, *values = line.split()
+            if word == _READY:
+                server = int(values[0])
+                name = values[1].decode()
+                transport = transports.chosen(name) if name in transports.NAMES else None
+                return Mounted("fuse", target, server, tuple(warnings), transport)
+            import json  # noqa: PLC0415 - for what goes wrong only
+
             report = json.loads(line)
-            if "ready" in report:
-                return warnings
             if "error" in report:
                 raise from_record(report["error"])
             warnings.append(str(report["warning"]))
@@ -188,17 +204,22 @@ def _daemon(spec: MountSpec, target: bytes, body: Body, write_end: int) -> None:
     status = EXIT_FAIL
     ready_sent = False
 
-    def report(value: dict[str, object]) -> None:
+    def send(line: bytes) -> None:
         try:
-            os.write(write_end, json.dumps(value).encode() + b"\n")
+            os.write(write_end, line + b"\n")
         except BrokenPipeError:
             pass  # whoever started us has gone; the mount is there all the same
 
-    def ready() -> None:
+    def report(value: dict[str, object]) -> None:
+        import json  # noqa: PLC0415 - for what goes wrong only
+
+        send(json.dumps(value).encode())
+
+    def ready(transport: Transport | None = None) -> None:
         nonlocal ready_sent
         if not ready_sent:
             ready_sent = True
-            report({"ready": os.getpid()})
+            send(b"%b %d %b" % (_READY, os.getpid(), (transport or "-").encode()))
             os.close(write_end)
 
     def warn(text: str) -> None:
@@ -206,9 +227,10 @@ def _daemon(spec: MountSpec, target: bytes, body: Body, write_end: int) -> None:
 
     try:
         _leave_parent(write_end)
-        from . import logs  # noqa: PLC0415 - the starter does not log
+        if spec.log is not None or spec.journal:
+            from . import logs  # noqa: PLC0415 - nobody reads what else is logged
 
-        logs.set_up(spec, foreground=False)
+            logs.set_up(spec, foreground=False)
         if spec.auto_unmount:
             _watch(target)
         body(spec, target, ready, warn)
@@ -266,9 +288,7 @@ def _watch(target: bytes) -> None:
 
 
 def _log_end(exc: BaseException) -> None:
-    import logging  # noqa: PLC0415 - see _daemon()
-
-    logging.getLogger(__name__).critical("server ends: %s", sentence(exc), exc_info=exc)
+    _log.critical("server ends: %s", sentence(exc), exc=exc)
 
 
 # --- for callers with threads ---------------------------------------------------------------------
@@ -276,7 +296,8 @@ def _log_end(exc: BaseException) -> None:
 
 def _by_command(spec: MountSpec, target: bytes) -> list[str]:
     """Run ``fuse-unionfs2`` and translate its reports back into warnings or an exception."""
-    import subprocess  # noqa: PLC0415 - the commands themselves never come here
+    import json  # noqa: PLC0415 - the commands themselves never come here
+    import subprocess  # noqa: PLC0415
 
     package_parent = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     path = os.pathsep.join(filter(None, (package_parent, os.environ.get("PYTHONPATH"))))

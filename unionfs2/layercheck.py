@@ -15,8 +15,7 @@ import errno
 import os
 import stat
 from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from . import ondisk, privilege
 from . import syscalls as sc
@@ -28,8 +27,7 @@ _OPTION: Final = {"upper": "upperdir", "work": "workdir", "lower": "lowerdir", "
 _PROBE_PREFIX: Final = b".unionfs2-probe-"
 
 
-@dataclass(slots=True)
-class _Layer:
+class _Layer(NamedTuple):
     role: str  # upper | work | lower | data
     path: bytes
     fd: int  # O_PATH

@@ -18,19 +18,20 @@ import errno
 import fcntl
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 from . import mountcalls
 from .errors import InUseError, show
 from .options import MountSpec, unescape
 
 
-@dataclass(slots=True)
 class Locks:
     """Locks held on the directories of one spec, and what is worth a warning."""
 
-    fds: list[int] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
+    __slots__ = ("fds", "warnings")
+
+    def __init__(self) -> None:
+        self.fds: list[int] = []
+        self.warnings: list[str] = []
 
     @property
     def in_use(self) -> bool:

@@ -8,8 +8,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from . import mountcalls
 from .errors import TargetError, show
@@ -22,8 +21,7 @@ FUSE_TYPE = b"fuse.unionfs2"
 OVERLAY_TYPE = b"overlay"
 
 
-@dataclass(frozen=True, slots=True)
-class Mounted:
+class Mounted(NamedTuple):
     """A mount that exists, and what its mounter wants to be known about it."""
 
     backend: Backend

@@ -11,13 +11,11 @@ Invariant: a record belongs to exactly one mount, told by mount namespace, mount
 from __future__ import annotations
 
 import errno
-import json
 import os
 import select
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from . import mountcalls, privilege
 from .errors import BusyError, MountError, TargetError, UnavailableError, show
@@ -33,8 +31,7 @@ _VERSION: Final = 1
 SERVER_END_TIMEOUT_S: Final = 10.0
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """What the mounter wrote down about one mount; texts as they go into JSON."""
 
     target: str  # os.fsdecode()
@@ -49,8 +46,7 @@ class Record:
     version: int = _VERSION
 
 
-@dataclass(frozen=True, slots=True)
-class MountStatus:
+class MountStatus(NamedTuple):
     """One line of ``unionfs2 mounts``. What no record tells is None."""
 
     target: bytes
@@ -87,9 +83,6 @@ def state_directory(*, create: bool = False) -> str | None:
     return None
 
 
-_FIELDS = frozenset(Record.__dataclass_fields__)
-
-
 def record(
     target: bytes,
     backend: Backend,
@@ -119,12 +112,12 @@ def record(
     )
     # Mount ids are used again at once: a server that ends late must not take the record of the
     # next one with it.
-    name = f"{_slug(value.namespace)}-{entry.mount_id}-{os.getpid()}.json"
+    name = f"{_prefix(value.namespace, entry.mount_id)}{os.getpid()}.json"
     path = os.path.join(directory, name)
     temporary = f"{path}.{os.getpid()}"
     try:
         with open(temporary, "w", encoding="utf-8", errors="surrogateescape") as file:
-            json.dump(asdict(value), file)
+            file.write(_as_json(value))
         os.replace(temporary, path)
     except OSError:
         return None
@@ -140,8 +133,28 @@ def forget(path: str | None) -> None:
             pass
 
 
-def _slug(namespace: str) -> str:
-    return "".join(c for c in namespace if c.isdigit()) or "0"
+def _prefix(namespace: str, mount_id: int) -> str:
+    """How the names of records begin that are of one mount."""
+    slug = "".join(c for c in namespace if c.isdigit()) or "0"
+    return f"{slug}-{mount_id}-"
+
+
+def _as_json(value: Record) -> str:
+    texts = (f'"{name}": {_json_of(one)}' for name, one in value._asdict().items())
+    return "{" + ", ".join(texts) + "}"
+
+
+def _json_of(value: str | float | None) -> str:
+    """*value* as JSON; where that is simple without its module, as a mount is waited for."""
+    if value is None:
+        return "null"
+    if not isinstance(value, str):
+        return repr(value)
+    if value.isascii() and value.isprintable() and '"' not in value and "\\" not in value:
+        return f'"{value}"'
+    import json  # noqa: PLC0415
+
+    return json.dumps(value)
 
 
 def started(pid: int) -> int | None:
@@ -157,21 +170,22 @@ def _namespace(pid: int | str) -> str:
     return os.readlink(f"/proc/{pid}/ns/mnt")
 
 
-def _records() -> Iterator[tuple[str, Record]]:
+def _records(prefix: str = "") -> Iterator[tuple[str, Record]]:
+    """Records with their paths, all of them or those whose names begin with *prefix*."""
+    import json  # noqa: PLC0415 - a server writes its record only
+
     directory = state_directory()
     if directory is None:
         return
     for name in sorted(os.listdir(directory)):
-        if not name.endswith(".json"):
+        if not (name.startswith(prefix) and name.endswith(".json")):
             continue
         path = os.path.join(directory, name)
         try:
             with open(path, encoding="utf-8", errors="surrogateescape") as file:
                 yield (
                     path,
-                    Record(
-                        **{key: value for key, value in json.load(file).items() if key in _FIELDS}
-                    ),
+                    Record(**{k: v for k, v in json.load(file).items() if k in Record._fields}),
                 )
         except FileNotFoundError:
             continue
@@ -275,7 +289,7 @@ def _record_of(target: bytes) -> Record | None:
     here = _namespace("self")
     found = [
         value
-        for _, value in _records()
+        for _, value in _records(_prefix(here, entry.mount_id))
         if value.namespace == here and value.mount_id == entry.mount_id
     ]
     return min(found, key=_server_is_gone, default=None)

@@ -159,10 +159,11 @@ class Creator:
         _ = stack.w
         if parent.flags & nd.DEAD:
             raise oserror(errno.ENOENT, name)
-        if stack.lookup(parent, name) is not None:
+        if not stack.is_absent(parent, name):
             raise oserror(errno.EEXIST, name)
         protect.check_add(stack, parent)
-        copyup.check_mapped(stack.stat(parent), name)
+        if copyup.may_be_unmapped():
+            copyup.check_mapped(stack.stat(parent), name)
 
     def _new_node(self, parent: Dir, name: bytes, st: os.stat_result) -> Node:
         stack = self._stack
@@ -433,6 +434,8 @@ class Keeping:
             node.orphan = os.dup(node.top.at())
         elif node.low is not None:
             return  # stays where it is, for nobody changes a lower directory
+        elif (spare := stack.spare_fd(node)) >= 0:
+            node.orphan = spare
         else:
             dir_fd, at_name = stack.place(node)
             flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -17,7 +17,6 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from typing import Final
 
 from . import locks, mountcalls, mounts, privilege
@@ -79,7 +78,7 @@ class NativeMounter:
         check_layers(spec, "native")
         warnings = locks.check(spec)
         if spec.userxattr is None:
-            spec = replace(spec, userxattr=privilege.default_userxattr())
+            spec = spec._replace(userxattr=privilege.default_userxattr())
         with ExitStack() as stack:
             target_fd = open_target(target)
             stack.callback(os.close, target_fd)
@@ -340,8 +339,7 @@ def legacy_data(spec: MountSpec) -> bytes:
 
 
 def _with_numbers(spec: MountSpec, stack: ExitStack) -> MountSpec:
-    return replace(
-        spec,
+    return spec._replace(
         lower=tuple(_by_number(path, stack) for path in spec.lower),
         data=tuple(_by_number(path, stack) for path in spec.data),
         upper=None if spec.upper is None else _by_number(spec.upper, stack),

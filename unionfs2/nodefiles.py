@@ -87,6 +87,18 @@ class NodeFiles:
             if found is not None:
                 self._close(found)
 
+    def hand_over(self, node: Node) -> int:
+        """A descriptor of *node* that is open and that nobody works with, or -1.
+
+        For one that loses its name and is kept by a descriptor from then on.
+        """
+        for files in (self._written, self._read):
+            found = files.get(node)
+            if found is not None and not found.users and found.low is node.low:
+                del files[node]
+                return found.fd
+        return -1
+
     def use(self, file: NodeFile) -> NodeFile:
         """Keep *file* open until done(), whatever happens to the node."""
         file.users += 1

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
 from typing import Final, Literal, NamedTuple
 
 from . import transports
@@ -51,9 +50,11 @@ class IdRange(NamedTuple):
     length: int
 
 
-@dataclass(frozen=True, slots=True)
-class MountSpec:
+class MountSpec(NamedTuple):
     """What to mount: layers, how they are used, and the generic flags of a mount.
+
+    ``spec._replace(field=value)`` gives a changed copy. A named tuple, as other values that a start
+    needs: loading dataclasses takes longer than mounting.
 
     Paths are bytes, absolute or relative to the current directory (see absolute()). The defaults
     are the profile that both backends share.
@@ -73,7 +74,7 @@ class MountSpec:
     uuid: str = "auto"  # auto | on | off | null
     redirect_dir: str = "follow"  # on | off | follow | nofollow
     metacopy: bool = False
-    index: bool = False
+    index: bool = False  # type: ignore[assignment]  # as an option; hides a method of tuples
     nfs_export: bool = False
     xino: str = "off"  # off | auto | on
     verity: str = "off"  # off | on | require
@@ -115,8 +116,7 @@ class MountSpec:
     auto_unmount: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class ParsedOptions:
+class ParsedOptions(NamedTuple):
     """A spec, and the options that were accepted although they mean nothing here."""
 
     spec: MountSpec
@@ -211,8 +211,7 @@ class _Draft:
         self.ignored: list[str] = []
 
     def finish(self, base: MountSpec) -> ParsedOptions:
-        spec = replace(
-            base,
+        spec = base._replace(
             lower=tuple(self.lower),
             data=tuple(self.data),
             context=tuple(self.context.items()),
@@ -447,10 +446,9 @@ def format_options(spec: MountSpec) -> bytes:
         out.append(b"lowerdir=" + format_lowerdir(spec.lower, spec.data))
     else:
         out.extend(b"datadir+=" + escape(path) for path in spec.data)
-    for field in fields(MountSpec):
-        value = getattr(spec, field.name)
-        if field.name not in {"lower", "data"} and value != getattr(_DEFAULT, field.name):
-            out.extend(_format_field(field.name, value))
+    for name, value, default in zip(MountSpec._fields, spec, _DEFAULT, strict=True):
+        if name not in {"lower", "data"} and value != default:
+            out.extend(_format_field(name, value))
     return b",".join(out)
 
 
@@ -488,8 +486,7 @@ def absolute(spec: MountSpec, cwd: bytes) -> MountSpec:
     def full(path: bytes | None) -> bytes | None:
         return None if path is None else os.path.join(cwd, path)
 
-    return replace(
-        spec,
+    return spec._replace(
         lower=tuple(os.path.join(cwd, path) for path in spec.lower),
         data=tuple(os.path.join(cwd, path) for path in spec.data),
         upper=full(spec.upper),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import os
 
 from . import mountcalls
+from .logger import Log
 
-_log = logging.getLogger(__name__)
+_log = Log(__name__)
 
 
 def widen(mountpoint: str, size: int) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Callable
 from typing import NamedTuple
 
 from . import nodes as nd
@@ -30,9 +31,14 @@ _S_IFREG = stat.S_IFREG
 _S_IFCHR = stat.S_IFCHR
 _S_IFMT = 0o170000
 _INO_BITS = 56
+_NO_CLONES = (0xEF53, 0x01021994)  # ext2/3/4, tmpfs (linux/magic.h)
 _OWNER_WX = stat.S_IWUSR | stat.S_IXUSR
 
 Found = tuple[Node, os.stat_result]
+
+
+def _no_fd(_: Node) -> int:
+    return -1
 
 
 class Policy(NamedTuple):
@@ -106,8 +112,14 @@ class Stack:
         self.untouched = all(b.untouched for b in lowers)
         branches = [upper, *lowers] if upper is not None else lowers
         self.name_max = max(os.fstatvfs(b.root_fd).f_namemax for b in branches)
+        # Whether copies may share data with the originals: not on file systems that never can.
+        self.clones = upper is not None and sc.fs_magic(upper.root_fd) not in _NO_CLONES
         # Counts what the upper holds; None without a limit.
         self.ledger: Ledger | None = None
+        # A door may have a descriptor of a node that loses its name (-1: it has none).
+        self.spare_fd: Callable[[Node], int] = _no_fd
+        # The name that was not found last: who creates it asks again at once.
+        self._absent: tuple[Dir, bytes] | None = None
         # Nodes whose attributes copy-up changed; a door that caches empties the list.
         self.changed: list[Node] = []
         # Directories whose listing copy-up changed although no name came or went; likewise.
@@ -246,6 +258,7 @@ class Stack:
                 return self._upper_object(parent, name, st)
         holders = parent.holders(name)
         if not holders:
+            self._absent = (parent, name)
             return None
         low = parent.lowers[(holders & -holders).bit_length() - 1]
         try:
@@ -254,12 +267,22 @@ class Stack:
             parent.misses += 1
             found = first_of(parent, name, holders & (holders - 1))
             if found is None:
+                self._absent = (parent, name)
                 return None
             holders, st = found
             low = parent.lowers[(holders & -holders).bit_length() - 1]
         if st.st_mode & _S_IFMT == _S_IFDIR:
             return self._lower_dir(parent, name, st, holders)
         return self._lower_object(parent, name, st, low)
+
+    def is_absent(self, parent: Dir, name: bytes) -> bool:
+        """Whether there is no visible entry *name*; free if that was the last thing looked up."""
+        if self._absent == (parent, name):
+            self._absent = None
+            return True
+        found = self.lookup(parent, name)
+        self._absent = None
+        return found is None
 
     def require(self, parent: Dir, name: bytes) -> Found:
         """lookup() that raises ENOENT."""

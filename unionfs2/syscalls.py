@@ -182,6 +182,24 @@ def birth_ns(name: bytes, dir_fd: int) -> int | None:
     return int(buf.times[1].sec) * 1_000_000_000 + int(buf.times[1].nsec)
 
 
+_NR_CACHESTAT: Final = 451
+_PAGE: Final = 4096
+
+
+def is_cached(fd: int, offset: int, size: int) -> bool:
+    """Whether the page cache holds all of a range (cachestat(2), Linux 6.5); False if unknown.
+
+    For a caller that must not wait for a disk. *offset* is a multiple of the page size.
+    """
+    if ctypes.sizeof(ctypes.c_long) != 8:
+        return False
+    where = struct.pack("=QQ", offset, size)
+    found = ctypes.create_string_buffer(40)
+    if _syscall(_NR_CACHESTAT, fd, where, found, 0) < 0:
+        return False
+    return int(struct.unpack_from("=Q", found)[0]) >= -(-size // _PAGE)
+
+
 def mount_id(fd: int) -> int:
     """Mount id of *fd* (statx STATX_MNT_ID, Linux 5.8); 0 when unknown."""
     buf = _Statx()
@@ -522,6 +540,9 @@ def utimes(name: bytes, dir_fd: int, atime_ns: int | None, mtime_ns: int | None)
 
 def utimes_path(path: bytes, atime_ns: int | None, mtime_ns: int | None) -> None:
     """utimensat(2) through a /proc/self/fd path, which is followed."""
+    if atime_ns is not None and mtime_ns is not None:
+        os.utime(path, ns=(atime_ns, mtime_ns))  # several times faster than through ctypes
+        return
     times = _TwoTimes(_timespec(atime_ns), _timespec(mtime_ns))
     if _libc.utimensat(AT_FDCWD, path, times, 0) < 0:
         raise _raise(path)

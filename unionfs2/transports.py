@@ -14,7 +14,7 @@ Transport = Literal["pyfuse3", "devfuse"]
 NAMES: Final[tuple[Transport, ...]] = ("pyfuse3", "devfuse")
 
 #: Those that can serve; ``auto`` takes the first.
-SERVED: Final[tuple[Transport, ...]] = ("pyfuse3", "devfuse")
+SERVED: Final[tuple[Transport, ...]] = ("devfuse", "pyfuse3")
 
 
 def chosen(asked: str) -> Transport:

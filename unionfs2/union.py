@@ -183,6 +183,10 @@ class UnionFS(Closing):
         """What setxattr() would be refused for before anything is copied up."""
         attrs.check_xattr(self.stack, node, key)
 
+    def check_removexattr(self, node: Node, key: bytes, caller: Caller | None = None) -> None:
+        """What removexattr() would be refused for before anything is copied up."""
+        attrs.check_removal(self.stack, node, key, caller)
+
     # --- names -------------------------------------------------------------------------------
 
     def mknod(self, parent: Dir, name: bytes, mode: int, rdev: int, caller: Caller) -> Found:

@@ -12,7 +12,6 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -45,7 +44,7 @@ class _FuseMounterOf(FuseMounter):
         self.transport = transport
 
     def mount(self, spec: MountSpec, target: bytes) -> Mounted:
-        done = super().mount(replace(spec, transport=self.transport), target)
+        done = super().mount(spec._replace(transport=self.transport), target)
         assert done.transport == self.transport
         return done
 
@@ -127,7 +126,7 @@ def test_the_server_has_ended_after_unmount(mounter: Mounter, rig: Rig) -> None:
     assert (done.pid is not None) is (mounter.name == "fuse")
     if done.pid is not None:
         assert not _runs(done.pid)
-    again = mounter.mount(replace(rig.spec, exclusive=True), rig.target)
+    again = mounter.mount(rig.spec._replace(exclusive=True), rig.target)
     assert again.warnings == ()
     mounter.unmount(rig.target)
 
@@ -154,7 +153,7 @@ def test_it_is_listed_while_it_lives(mounter: Mounter, rig: Rig, state: Path) ->
 
 
 def test_without_an_upper_it_is_read_only(mounter: Mounter, rig: Rig) -> None:
-    mounter.mount(replace(rig.spec, upper=None, work=None), rig.target)
+    mounter.mount(rig.spec._replace(upper=None, work=None), rig.target)
     assert rig.names() == ["one", "two"]
     with pytest.raises(OSError, match="Read-only") as caught:
         (rig.root / "m" / "new").touch()
@@ -165,14 +164,14 @@ def test_without_an_upper_it_is_read_only(mounter: Mounter, rig: Rig) -> None:
 
 
 def test_ro_with_an_upper(mounter: Mounter, rig: Rig) -> None:
-    mounter.mount(replace(rig.spec, read_only=True), rig.target)
+    mounter.mount(rig.spec._replace(read_only=True), rig.target)
     with pytest.raises(OSError, match="Read-only"):
         (rig.root / "m" / "new").touch()
     mounter.unmount(rig.target)
 
 
 def test_generic_flags_are_applied(mounter: Mounter, rig: Rig) -> None:
-    flags = replace(rig.spec, nosuid=True, nodev=True, noexec=True, atime="noatime")
+    flags = rig.spec._replace(nosuid=True, nodev=True, noexec=True, atime="noatime")
     mounter.mount(flags, rig.target)
     entry = rig.mounted()
     assert entry is not None
@@ -181,7 +180,7 @@ def test_generic_flags_are_applied(mounter: Mounter, rig: Rig) -> None:
 
 
 def test_the_dialect_is_as_asked(mounter: Mounter, rig: Rig) -> None:
-    mounter.mount(replace(rig.spec, userxattr=True), rig.target)
+    mounter.mount(rig.spec._replace(userxattr=True), rig.target)
     (rig.root / "l2" / "dir").mkdir()
     os.unlink(rig("m/one"))
     os.mkdir(rig("m/one"))
@@ -260,7 +259,7 @@ def test_many_layers(mounter: Mounter, rig: Rig, count: int) -> None:
         path.mkdir(parents=True)
         (path / f"f{number:03}").touch()
         paths.append(os.fsencode(path))
-    spec = replace(rig.spec, lower=tuple(paths))
+    spec = rig.spec._replace(lower=tuple(paths))
     if len(legacy_data(spec)) > 4095 and count == 500 and mounter_is_legacy(mounter):
         with pytest.raises(OptionError, match="4095"):
             mounter.mount(spec, rig.target)
@@ -305,12 +304,12 @@ def test_leftovers_of_a_crash_are_cleaned(mounter: Mounter, rig: Rig) -> None:
 
 
 def test_a_volatile_mount_leaves_its_mark(mounter: Mounter, rig: Rig) -> None:
-    mounter.mount(replace(rig.spec, volatile=True), rig.target)
+    mounter.mount(rig.spec._replace(volatile=True), rig.target)
     mounter.unmount(rig.target)
     assert os.path.exists(rig("w/work/incompat/volatile/dirty"))
     for volatile in (True, False):
         with pytest.raises(LayerError, match="volatile") as caught:
-            mounter.mount(replace(rig.spec, volatile=volatile), rig.target)
+            mounter.mount(rig.spec._replace(volatile=volatile), rig.target)
         assert "remove" in str(caught.value)
     subprocess.run(["rm", "-r", rig("w/work/incompat/volatile")], check=True)
     mounter.mount(rig.spec, rig.target)
@@ -325,7 +324,7 @@ def test_an_upper_in_use_is_warned_about_or_refused(mounter: Mounter, rig: Rig, 
     holder.mount(rig.spec, rig("first"))
     try:
         with pytest.raises(InUseError, match="in use"):
-            mounter.mount(replace(rig.spec, exclusive=True), rig.target)
+            mounter.mount(rig.spec._replace(exclusive=True), rig.target)
         assert rig.mounted() is None
         done = mounter.mount(rig.spec, rig.target)
         assert [("in use" in text, "\n" in text) for text in done.warnings] == [(True, False)] * 2
@@ -333,7 +332,7 @@ def test_an_upper_in_use_is_warned_about_or_refused(mounter: Mounter, rig: Rig, 
         mounter.unmount(rig.target)
     finally:
         holder.unmount(rig("first"))
-    mounter.mount(replace(rig.spec, exclusive=True), rig.target)
+    mounter.mount(rig.spec._replace(exclusive=True), rig.target)
     mounter.unmount(rig.target)
 
 
@@ -355,7 +354,7 @@ def test_refused(
     mounter: Mounter, rig: Rig, changes: dict[str, object], kind: type[Exception], words: str
 ) -> None:
     with pytest.raises(kind, match=words) as caught:
-        mounter.mount(replace(rig.spec, **changes), rig.target)  # type: ignore[arg-type]
+        mounter.mount(rig.spec._replace(**changes), rig.target)  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
     assert rig.mounted() is None
 
@@ -490,7 +489,7 @@ def test_the_kernels_own_words_reach_the_caller(rig: Rig, state: Path, way: str)
     os.symlink("nowhere", rig("l1/link"))
     with pytest.raises(MountError) as caught:
         # Encrypted, case-folded and the like aside, this is what a caller can get wrong here.
-        NativeMounter((way,)).mount(replace(rig.spec, context=(("nolabel", b"x"),)), rig.target)
+        NativeMounter((way,)).mount(rig.spec._replace(context=(("nolabel", b"x"),)), rig.target)
     assert "Invalid argument" in str(caught.value)
     if way != "legacy":
         assert "nolabel" in str(caught.value)
@@ -513,7 +512,7 @@ def test_options_reach_the_kernel(
     rig: Rig, state: Path, way: str, changes: dict[str, object], shown: bytes
 ) -> None:
     mounter = NativeMounter((way,))
-    mounter.mount(replace(rig.spec, **changes), rig.target)  # type: ignore[arg-type]
+    mounter.mount(rig.spec._replace(**changes), rig.target)  # type: ignore[arg-type]
     entry = rig.mounted()
     assert entry is not None
     assert mountcalls.super_option(entry, shown) not in (None, b"off")
@@ -573,7 +572,7 @@ def test_an_upper_in_use_that_index_forbids(rig: Rig, state: Path) -> None:
     NativeMounter().mount(rig.spec, rig("first"))
     try:
         with pytest.raises(MountError, match="busy") as caught:
-            NativeMounter().mount(replace(rig.spec, index=True), rig.target)
+            NativeMounter().mount(rig.spec._replace(index=True), rig.target)
         assert caught.value.errno == errno.EBUSY
     finally:
         NativeMounter().unmount(rig("first"))
@@ -583,7 +582,7 @@ def test_an_upper_in_use_that_index_forbids(rig: Rig, state: Path) -> None:
 def test_data_only_layers(rig: Rig, state: Path) -> None:
     mounter = NativeMounter()
     try:
-        mounter.mount(replace(rig.spec, data=(rig("l2"),), lower=(rig("l1"),)), rig.target)
+        mounter.mount(rig.spec._replace(data=(rig("l2"),), lower=(rig("l1"),)), rig.target)
     except MountError as exc:
         pytest.skip(f"this kernel takes data-only layers under other conditions only: {exc}")
     assert rig.names() == ["one"]
@@ -593,7 +592,7 @@ def test_data_only_layers(rig: Rig, state: Path) -> None:
 @pytest.mark.needs("fuse")
 def test_fuse_refuses_what_only_the_kernel_does(rig: Rig, state: Path) -> None:
     for changes in ({"index": True}, {"metacopy": True}, {"data": (rig("l1"),)}):
-        spec = replace(rig.spec, **changes)
+        spec = rig.spec._replace(**changes)
         assert "native backend" in str(FuseMounter().probe(spec))
         with pytest.raises(OptionError, match="native backend"):
             FuseMounter().mount(spec, rig.target)

@@ -371,6 +371,9 @@ def _copy_up_triggers() -> Iterator[Case]:
         "utimens omit": ("utimens", b"x", "omit", "omit", 0),
         "setxattr": ("setxattr", b"x", b"user.k", (b"v", 1), 0, 0),
         "set acl": ("setxattr", b"x", pieces.ACL_ACCESS, (pieces.acl(6, 4, 0), 1), 0, 1),
+        "remove acl absent": ("removexattr", b"x", pieces.ACL_ACCESS, 1),
+        "remove default acl absent": ("removexattr", b"x", pieces.ACL_DEFAULT, 1),
+        "empty default acl": ("setxattr", b"x", pieces.ACL_DEFAULT, (b"", 1), 0, 1),
         "removexattr absent": ("removexattr", b"x", b"user.none", 0),
         "removexattr": ("removexattr", b"x", b"user.there", 0),
         "link": ("link", b"x", b"y", 0),
@@ -488,6 +491,10 @@ def _attributes() -> Iterator[Case]:
         scene.do("listxattr", b"f", 1).do("lstat", b"f")
         scene.do("setxattr", b"f", pieces.ACL_ACCESS, (b"\2\0\0\0bad", 1), 0, 1)
         yield scene.case()
+        for mode in (0o2755, 0o2745, 0o755):
+            scene = Scene(f"acl-none-{caller}-{mode:o}", caller).low(b"f", mode=mode, uid=1000)
+            scene.do("removexattr", b"f", pieces.ACL_ACCESS, 1).do("lstat", b"f")
+            yield scene.case()
 
 
 def _strays() -> Iterator[Case]:
@@ -680,8 +687,17 @@ def _opens_for_writing() -> Iterator[Case]:
 
 
 def _protected() -> Iterator[Case]:
-    """Immutable and append-only files, which the upper knows by a mark."""
-    for flag in (b"i", b"a", b"ia"):
+    """Immutable files, which the upper knows by a mark."""
+    yield from _marked(b"i", b"ia")
+
+
+def _append_only() -> Iterator[Case]:
+    """Files that can be appended to only."""
+    yield from _marked(b"a")
+
+
+def _marked(*flags: bytes) -> Iterator[Case]:
+    for flag in flags:
         for caller in ("root", "user"):
             scene = Scene(f"protected-{flag.decode()}-{caller}", caller)
             mark = ((b"trusted.overlay.protattr", flag),)
@@ -751,14 +767,23 @@ def _fallocations() -> Iterator[Case]:
 
 def _inode_flags() -> Iterator[Case]:
     """What chattr(1) does, and what follows from it."""
+    yield from _flagged(0x80, 0x08 | 0x40, 0x10, 0)
+
+
+def _append_flag() -> Iterator[Case]:
+    """The same with files that can be appended to only."""
+    yield from _flagged(0x20, 0)
+
+
+def _flagged(*flags: int) -> Iterator[Case]:
     for kind in ("file", "dir"):
         for where in ("low", "up"):
             for caller in ("root", "user", "other"):
-                scene = Scene(f"flags-{kind}-{where}-{caller}", caller)
+                scene = Scene(f"flags-{flags[0]}-{kind}-{where}-{caller}", caller)
                 place = scene.low if where == "low" else scene.up
                 place(b"x", kind, uid=1000, gid=1000)
                 scene.do("open", 0, b"x", os.O_RDONLY, 0).do("getflags", 0)
-                for bits in (0x80, 0x08 | 0x40, 0x10, 0x20, 0):
+                for bits in flags:
                     scene.do("setflags", 0, bits).do("getflags", 0).do("lstat", b"x")
                     if kind == "file":
                         scene.do("open_close", b"x", os.O_WRONLY)
@@ -797,13 +822,18 @@ _FAMILIES: Final = (
     _sparse,
     _opens_for_writing,
     _protected,
+    _append_only,
     _known_calls,
 )
 
 
 def families(transport: str | None = None) -> dict[str, tuple[Case, ...]]:
     """All cases by family; where *transport* is given, those it has handlers for."""
-    found = _FAMILIES if transport == "pyfuse3" else (*_FAMILIES, _data_calls, _inode_flags)
+    found = (
+        _FAMILIES
+        if transport == "pyfuse3"
+        else (*_FAMILIES, _data_calls, _inode_flags, _append_flag)
+    )
     return {family.__name__.strip("_"): tuple(family()) for family in found}
 
 

@@ -218,6 +218,14 @@ KNOWN: Final[tuple[Known, ...]] = (
         DEVFUSE,
     ),
     Known(
+        "truncate-same-size",
+        "where the FUSE client holds writes back it keeps the times of files by itself, and sets"
+        " none when truncate(2) leaves the size. The worker sets mtime on both sides after such a"
+        " call",
+        _never,
+        DEVFUSE,
+    ),
+    Known(
         "protected-open",
         "devfuse is not asked about opens, so an immutable or append-only file can be opened for"
         " writing; the first write is refused",
@@ -245,16 +253,22 @@ AVOIDED: Final[dict[str, frozenset[str]]] = {
 READ_ATIME: Final = "read-atime"
 
 
+#: Known differences that only a mount has whose writes are held back.
+HELD_BACK: Final = frozenset({"truncate-same-size"})
+
+
 def table() -> dict[str, frozenset[str]]:
     """Every known difference by id, and where it holds."""
     return {READ_ATIME: BOTH, **AVOIDED, **{row.ident: row.transports for row in KNOWN}}
 
 
-def idents(transport: str | None) -> frozenset[str]:
-    """What is known of *transport*; everything when it is not one of ours."""
-    return frozenset(
-        ident for ident, where in table().items() if transport is None or transport in where
-    )
+def idents(transport: str | None, *, holds_back: bool = True) -> frozenset[str]:
+    """What is known of *transport*; everything when it is not one of ours.
+
+    *holds_back*: whether the kernel holds writes back on that mount.
+    """
+    found = {ident for ident, where in table().items() if transport is None or transport in where}
+    return frozenset(found if holds_back else found - HELD_BACK)
 
 
 def read_atime(kernel: Look, other: Look) -> Look:

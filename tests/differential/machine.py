@@ -267,7 +267,7 @@ class _Job:
                 failed[index] = str(exc)
         if any(failed):
             raise _Stop(Difference("mount", "mounting", failed[0] or "done", failed[1] or "done"))
-        helps = known.idents(self.transport)
+        helps = known.idents(self.transport, holds_back=self.machine.sides[1].holds_back)
         self.machine.both("begin", targets, [bench.lower_inos] * 2, [helps] * 2)
 
     def _unmount(self, bench: _Bench) -> None:

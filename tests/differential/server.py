@@ -21,8 +21,8 @@ from typing import BinaryIO
 
 from tests.support.held import Held, cost, held
 from unionfs2 import attach, transports
-from unionfs2.cli.server import load_serve, transport_of
 from unionfs2.options import MountSpec, parse_options
+from unionfs2.serving import load_serve, transport_of
 from unionfs2.union import UnionFS
 
 

@@ -38,6 +38,7 @@ class Side(Protocol):
 
     name: str
     transport: str | None  # of our own FUSE mount; None for everything else
+    holds_back: bool  # whether the kernel holds writes back there
 
     def mount(self, stack: Stack) -> None:
         """Mount and return when the mount answers. MountError."""
@@ -113,6 +114,7 @@ class KernelSide:
     """The kernel's own overlay, the reference."""
 
     transport: str | None = None
+    holds_back = False
 
     def __init__(self, name: str = "kernel") -> None:
         self.name = name
@@ -168,6 +170,7 @@ class CommandSide:
     ) -> None:
         self.name = name
         self.transport = transport
+        self.holds_back = transport == "devfuse"
         self.command = command
         self.start_limit_s = start_limit_s
         self._process: subprocess.Popen[bytes] | None = None
@@ -242,6 +245,11 @@ class ServerSide:
     def __init__(self, transport: str, *, name: str = "unionfs2", more: str = "") -> None:
         self.name = name
         self.transport: str | None = transport
+        if transport == "devfuse" and not {"writeback", "passthrough"} & set(
+            re.split("[,=]", more)
+        ):
+            more += ",writeback=on"  # not as the free space has it
+        self.holds_back = "writeback=on" in more
         # Options that the kernel does not have.
         self._more = f",transport={transport}{more}".encode()
         self._target = b""
@@ -327,7 +335,7 @@ def unionfs2_server(transport: str, more: str = "") -> ServerSide:
 
 def unionfs2_limited(transport: str) -> ServerSide:
     """Our FUSE mount with limits that nobody reaches: it has to count right and change nothing."""
-    limits = ",size=1000T,inodes=1000000000000"
+    limits = ",size=1000T,inodes=1000000000000,writeback=off"
     return ServerSide(transport, name="unionfs2 limited", more=limits)
 
 
@@ -339,5 +347,7 @@ def fuse_overlayfs() -> CommandSide:
 def unionfs2_command(transport: str) -> CommandSide:
     """Our FUSE mount as a user starts it."""
     words = ["mount", "--backend", "fuse", "--transport", transport, "-f", "-o", "@options"]
+    if transport == "devfuse":
+        words += ["-o", "writeback=on"]
     command = [sys.executable, "-m", "unionfs2", *words, "@target"]
     return CommandSide("unionfs2", command, transport=transport)

@@ -48,6 +48,9 @@ class FakeJob:
         self.done.append("publish")
         self.node.low = None
 
+    def hand_over(self) -> int:
+        return -1  # it has no descriptor
+
     def close(self) -> None:
         self.done.append("close")
 
@@ -68,6 +71,7 @@ class FakeCore:
             lookup=self._method("lookup"),
             cache=FakeCache(),
             changed=[],
+            relisted=[],
             policy=SimpleNamespace(volatile=False, keeps_atime=True),
             w=None,
         )

@@ -13,17 +13,45 @@ from unionfs2.errors import MountError, UsageError
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ("-o a,b m", Arguments(options=[b"a,b"], positional=["m"])),
-        ("-oa m", Arguments(options=[b"a"], positional=["m"])),
-        ("src m -o a -o b,dev", Arguments(options=[b"a", b"b,dev"], positional=["src", "m"])),
-        ("-f -d -s m", Arguments(foreground=True, debug=True, positional=["m"])),
-        ("--log x --journal m", Arguments(log="x", journal=True, positional=["m"])),
-        ("--log=x=y m", Arguments(log="x=y", positional=["m"])),
-        ("-o a -- -m", Arguments(options=[b"a"], positional=["-m"])),
-        ("- m", Arguments(positional=["-", "m"])),
-        ("s m -n -v -t fuse.unionfs2", Arguments(positional=["s", "m"])),
-        ("--transport=t m --transport u", Arguments(transport="u", positional=["m"])),
-        ("--report-fd 7 m", Arguments(report_fd=7, positional=["m"])),
+        ("-o a,b m", Arguments(options=(b"a,b",), positional=("m",))),
+        ("-oa m", Arguments(options=(b"a",), positional=("m",))),
+        (
+            "src m -o a -o b,dev",
+            Arguments(
+                options=(
+                    b"a",
+                    b"b,dev",
+                ),
+                positional=(
+                    "src",
+                    "m",
+                ),
+            ),
+        ),
+        ("-f -d -s m", Arguments(foreground=True, debug=True, positional=("m",))),
+        ("--log x --journal m", Arguments(log="x", journal=True, positional=("m",))),
+        ("--log=x=y m", Arguments(log="x=y", positional=("m",))),
+        ("-o a -- -m", Arguments(options=(b"a",), positional=("-m",))),
+        (
+            "- m",
+            Arguments(
+                positional=(
+                    "-",
+                    "m",
+                )
+            ),
+        ),
+        (
+            "s m -n -v -t fuse.unionfs2",
+            Arguments(
+                positional=(
+                    "s",
+                    "m",
+                )
+            ),
+        ),
+        ("--transport=t m --transport u", Arguments(transport="u", positional=("m",))),
+        ("--report-fd 7 m", Arguments(report_fd=7, positional=("m",))),
     ],
 )
 def test_command_line(words: str, expected: Arguments) -> None:
@@ -31,7 +59,7 @@ def test_command_line(words: str, expected: Arguments) -> None:
 
 
 def test_bytes_that_are_no_text_pass_through() -> None:
-    assert parse(["-o", "lowerdir=/\udcff"]).options == [b"lowerdir=/\xff"]
+    assert parse(["-o", "lowerdir=/\udcff"]).options == (b"lowerdir=/\xff",)
 
 
 @pytest.mark.parametrize("words", ["-o", "--log", "-x m", "--bogus m", "--report-fd x"])

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -86,7 +85,7 @@ def test_the_second_one_holds_on_when_the_first_is_gone(
     holder.kill()
     holder.wait()
     with pytest.raises(InUseError):
-        locks.acquire(replace(spec, exclusive=True))
+        locks.acquire(spec._replace(exclusive=True))
     held.close()
 
 
@@ -94,7 +93,7 @@ def test_exclusive_is_refused_while_anybody_holds(
     spec: MountSpec, holder: subprocess.Popen[str]
 ) -> None:
     with pytest.raises(InUseError, match="in use by another mount"):
-        locks.acquire(replace(spec, exclusive=True))
+        locks.acquire(spec._replace(exclusive=True))
 
 
 @pytest.mark.parametrize("holder", ["exclusive"], indirect=True)
@@ -108,12 +107,12 @@ def test_an_exclusive_holder_keeps_everybody_out(
 def test_the_lock_dies_with_its_holder(spec: MountSpec, holder: subprocess.Popen[str]) -> None:
     holder.send_signal(signal.SIGKILL)
     holder.wait()
-    assert locks.check(replace(spec, exclusive=True)) == []
+    assert locks.check(spec._replace(exclusive=True)) == []
 
 
 def test_a_failure_keeps_nothing_locked(spec: MountSpec) -> None:
     before = set(os.listdir("/proc/self/fd"))
     with pytest.raises(FileNotFoundError):
-        locks.acquire(replace(spec, work=b"/there/is/no/such/directory"))
+        locks.acquire(spec._replace(work=b"/there/is/no/such/directory"))
     assert set(os.listdir("/proc/self/fd")) == before
-    assert locks.check(replace(spec, exclusive=True)) == []
+    assert locks.check(spec._replace(exclusive=True)) == []

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import resource
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -21,7 +20,7 @@ from unionfs2.union import UnionFS
 def refused(u: Union, kind: type[Exception], text: str, **changes: Any) -> Any:
     fds = open_fds()
     with pytest.raises(kind, match=text) as caught:
-        UnionFS.open(replace(u.spec, **changes))
+        UnionFS.open(u.spec._replace(**changes))
     assert open_fds() == fds
     return caught.value
 
@@ -83,7 +82,7 @@ def test_the_dialect_is_chosen_by_privilege(
     u = unions({})
     for answer, name in ((True, "user"), (False, "trusted")):
         monkeypatch.setattr(privilege, "default_userxattr", lambda a=answer: a)
-        with UnionFS.open(replace(u.spec, userxattr=None)) as fs:
+        with UnionFS.open(u.spec._replace(userxattr=None)) as fs:
             assert fs.stack.dialect.name == name
 
 

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -385,11 +384,11 @@ def _specs(draw: st.DrawFn) -> MountSpec:
         auto_unmount=draw(st.booleans()),
     )
     if not spec.userxattr and draw(st.booleans()):
-        spec = replace(spec, metacopy=True, redirect_dir="on")
+        spec = spec._replace(metacopy=True, redirect_dir="on")
     if draw(st.booleans()):
-        spec = replace(spec, writeback="on")
+        spec = spec._replace(writeback="on")
     elif draw(st.booleans()):
-        spec = replace(spec, passthrough=True)
+        spec = spec._replace(passthrough=True)
     return spec
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from typing import TypeVar
 
 from unionfs2.errors import (
@@ -72,27 +71,27 @@ def read_spec(
     parsed = parse_options(texts)
     spec = parsed.spec
     if debug:
-        spec = replace(spec, debug=True)
+        spec = spec._replace(debug=True)
     if journal:
-        spec = replace(spec, journal=True)
+        spec = spec._replace(journal=True)
     if log is not None:
-        spec = replace(spec, log=os.fsencode(log))
+        spec = spec._replace(log=os.fsencode(log))
     return spec, parsed.ignored
 
 
 def serve_in_foreground(spec: MountSpec, target: bytes) -> None:
     """Be the server of *target* until it is unmounted or a signal arrives."""
     from unionfs2 import logs  # noqa: PLC0415 - a daemon sets this up in its own process
-    from unionfs2.cli.server import serve_mount  # noqa: PLC0415
     from unionfs2.mounter import open_target, resolve_target  # noqa: PLC0415
     from unionfs2.options import absolute  # noqa: PLC0415
+    from unionfs2.serving import serve_mount  # noqa: PLC0415
 
     spec = absolute(spec, os.getcwdb())
     target = resolve_target(target)
     os.close(open_target(target))
     logs.set_up(spec, foreground=True)
     os.umask(0)
-    serve_mount(spec, target, ready=lambda: None, warn=lambda _: None)
+    serve_mount(spec, target, pid=os.getpid())
 
 
 def options_help() -> str:

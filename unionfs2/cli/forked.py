@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
-from unionfs2.fuse_mount import FuseMounter
+from unionfs2.fuse_mount import FuseMounter, Ready
 from unionfs2.mounter import Mounted
 from unionfs2.options import MountSpec
 
 
-def _body(
-    spec: MountSpec, target: bytes, ready: Callable[[], None], warn: Callable[[str], None]
-) -> None:
+def _body(spec: MountSpec, target: bytes, ready: Ready, warn: Callable[[str], None]) -> None:
     # Loaded in the server only: the starting process does not need what a server needs.
-    from unionfs2.cli.server import serve_mount  # noqa: PLC0415
+    from unionfs2.serving import serve_mount  # noqa: PLC0415
 
-    serve_mount(spec, target, ready, warn)
+    serve_mount(spec, target, ready, warn, pid=os.getpid())
 
 
 def fork_mounter() -> FuseMounter:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from unionfs2 import __version__
 from unionfs2.cli import common
@@ -41,12 +41,11 @@ SOURCE is accepted and ignored.
 """
 
 
-@dataclass(slots=True)
-class Arguments:
+class Arguments(NamedTuple):
     """The command line, sorted."""
 
-    options: list[bytes] = field(default_factory=list)
-    positional: list[str] = field(default_factory=list)
+    options: tuple[bytes, ...] = ()
+    positional: tuple[str, ...] = ()
     foreground: bool = False
     debug: bool = False
     help: bool = False
@@ -74,41 +73,43 @@ _VALUED = ("-o", "--log", "--transport", "--report-fd", "-t")
 
 def parse(argv: Sequence[str]) -> Arguments:
     """Sort the words of the command line. Raises UsageError."""
-    found = Arguments()
+    found: dict[str, Any] = {}
+    options: list[bytes] = []
+    positional: list[str] = []
     words = iter(argv)
     for word in words:
+        name, equals, value = word.partition("=")
         if word == "--":
-            found.positional.extend(words)
+            positional.extend(words)
         elif word in _SWITCHES:
-            setattr(found, _SWITCHES[word], True)
+            found[_SWITCHES[word]] = True
         elif word in _VALUED:
-            value = next(words, None)
-            if value is None:
+            given = next(words, None)
+            if given is None:
                 raise UsageError(f"{word} needs a value: see --help")
-            _set_value(found, word, value)
-        elif word.startswith("--") and word.partition("=")[0] in _VALUED:
-            name, _, value = word.partition("=")
-            _set_value(found, name, value)
+            _set_value(found, options, word, given)
+        elif word.startswith("--") and equals and name in _VALUED:
+            _set_value(found, options, name, value)
         elif word.startswith("-o"):
-            _set_value(found, "-o", word[2:])
+            _set_value(found, options, "-o", word[2:])
         elif word.startswith("-") and word != "-" and word not in _WITHOUT_EFFECT:
             raise UsageError(f'unknown argument "{word}": see --help')
         elif word not in _WITHOUT_EFFECT:
-            found.positional.append(word)
-    return found
+            positional.append(word)
+    return Arguments(tuple(options), tuple(positional), **found)
 
 
-def _set_value(found: Arguments, name: str, value: str) -> None:
+def _set_value(found: dict[str, Any], options: list[bytes], name: str, value: str) -> None:
     if name == "-o":
-        found.options.append(os.fsencode(value))
+        options.append(os.fsencode(value))
     elif name == "--log":
-        found.log = value
+        found["log"] = value
     elif name == "--transport":
-        found.transport = value
+        found["transport"] = value
     elif name == "--report-fd":
         if not value.isdigit():
             raise UsageError(f'--report-fd needs a number, got "{value}"')
-        found.report_fd = int(value)
+        found["report_fd"] = int(value)
 
 
 def _target(found: Arguments) -> bytes:
@@ -141,7 +142,7 @@ def run(argv: Sequence[str], program: str = PROGRAM) -> int:
 def _mount(found: Arguments, program: str) -> int:
     target = _target(found)
     spec, _ = common.read_spec(
-        found.options,
+        list(found.options),
         debug=found.debug,
         log=found.log,
         journal=found.journal,

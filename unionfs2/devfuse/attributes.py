@@ -8,7 +8,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING
 
-from unionfs2 import creds, fileattr
+from unionfs2 import creds, fileattr, ondisk
 from unionfs2 import nodes as nd
 from unionfs2 import syscalls as sc
 from unionfs2.attrs import stat_with_birth
@@ -24,9 +24,16 @@ if TYPE_CHECKING:
     from unionfs2.nodes import Node
 
     from .codec import Request
-    from .door import Door, Handler, Outcome
+    from .door import Door, Handler, Outcome, Quick
 
 _NS = 10**9
+_BODY_AT = abi.IN_HEADER.size
+_GETATTR_SIZE = _BODY_AT + abi.GETATTR_IN.size
+_SETATTR_SIZE = _BODY_AT + abi.SETATTR_IN.size
+_unpack_setattr = abi.SETATTR_IN.unpack_from
+_HELD_BACK = abi.FATTR_MTIME | abi.FATTR_CTIME
+_XATTR_AT = _BODY_AT + abi.GETXATTR_IN.size
+_CAPABILITY = ondisk.CAPABILITY + b"\0"
 # What the kernel itself stamps with (current_time() of fs/inode.c); time has no name for it.
 _CLOCK_REALTIME_COARSE = 5
 
@@ -37,6 +44,15 @@ class Attributes:
     def __init__(self, door: Door) -> None:
         self._door = door
         self._fs = door.fs
+        self._by_id = door.stack.nodes.by_id
+
+    def quick(self) -> dict[int, Quick]:
+        return {
+            abi.GETATTR: self.quick_getattr,
+            abi.SETATTR: self.quick_setattr,
+            abi.IOCTL: self.quick_ioctl,
+            abi.GETXATTR: self.quick_getxattr,
+        }
 
     def handlers(self) -> dict[int, Handler]:
         return {
@@ -59,6 +75,65 @@ class Attributes:
         if flags & abi.GETATTR_FH and self._door.settings.has(abi.WRITEBACK_CACHE):
             self._door.check_writer(node)
         return self._door.attributes(req, node)
+
+    def quick_getattr(
+        self, buffer: codec.Buffer, length: int, unique: int, node_id: int
+    ) -> bytes | None:
+        """GETATTR by path; None: the long way."""
+        node = self._by_id.get(node_id)
+        if length != _GETATTR_SIZE or node is None or node.flags & nd.IMMUTABLE:
+            return None
+        if abi.GETATTR_IN.unpack_from(buffer, _BODY_AT)[0] or self._door.refusing:
+            return None
+        st = self._door.stack.stat(node)
+        return codec.attr(unique, node.ino, self._fs.nlink_of(node, st), st)
+
+    def quick_setattr(
+        self, buffer: codec.Buffer, length: int, unique: int, node_id: int
+    ) -> bytes | None:
+        """Times that the kernel has held back: after a close, an unlink, a rename ...
+
+        Without a file it was a change of names; nothing is to be done. Size and times in the answer
+        are ignored: the kernel has its own.
+        """
+        node = self._by_id.get(node_id)
+        if length != _SETATTR_SIZE or node is None or not node.is_regular:
+            return None
+        fields = _unpack_setattr(buffer, _BODY_AT)
+        valid, fh, mtime_ns = fields[0], fields[1], fields[5] * _NS + fields[8]
+        door = self._door
+        if valid & ~abi.FATTR_FH != _HELD_BACK or not door.settings.has(abi.WRITEBACK_CACHE):
+            return None
+        if node.flags & (nd.IMMUTABLE | nd.APPEND_ONLY) or fh or door.copies:
+            return None
+        if valid & abi.FATTR_FH and node.low is None:
+            fd = door.files.writing(node).fd
+            st = os.fstat(fd)
+            sc.futimes(fd, st.st_atime_ns, mtime_ns)
+        else:
+            st = door.stack.stat(node)
+            if st.st_mtime_ns != mtime_ns:
+                return None
+        return codec.attr(unique, node.ino, st.st_nlink, st)
+
+    def quick_ioctl(self, buffer: codec.Buffer, length: int, unique: int, _: int) -> bytes | None:
+        """What files of a union do not know, above all whether they are a terminal."""
+        if length < _BODY_AT + abi.IOCTL_IN.size:
+            return None
+        cmd = abi.IOCTL_IN.unpack_from(buffer, _BODY_AT)[2]
+        if cmd in fileattr.GETTERS or cmd in fileattr.SETTERS:
+            return None
+        return codec.failed(unique, errno.ENOTTY)
+
+    def quick_getxattr(
+        self, buffer: codec.Buffer, length: int, unique: int, node_id: int
+    ) -> bytes | None:
+        """The capability that the kernel asks for before it writes, where there can be none."""
+        node = self._by_id.get(node_id)
+        if node is None or buffer[_XATTR_AT:length] != _CAPABILITY:
+            return None
+        absent = node.flags & (nd.NO_XATTRS | nd.NO_CAPABILITY)
+        return codec.failed(unique, errno.ENODATA) if absent else None
 
     def statx(self, req: Request, _flags: int, _fh: int, _sx_flags: int, mask: int) -> Outcome:
         """What GETATTR says, and the time of birth."""
@@ -114,7 +189,8 @@ class Attributes:
         if not (held_back and (by_writer or node.flags & nd.APPEND_ONLY)):
             fs.check_setattr(node, new)
         then = partial(self._setattr_now, req, node, new, valid, fh)
-        return door.copied_up(node, then, limit=new.size, nameless=by_writer)
+        nameless = by_writer or _only_kills(valid)
+        return door.copied_up(node, then, limit=new.size, nameless=nameless)
 
     def _may_be_held_back(self, valid: int) -> bool:
         """Whether this may be the time of a write that the kernel held back, not utimensat(2)."""
@@ -133,6 +209,8 @@ class Attributes:
         caller = caller_of(req)
         if valid & abi.FATTR_KILL_SUIDGID and new.size is not None:
             fs.kill_suid_sgid(node, caller)
+        elif _only_kills(valid) and node.is_regular:
+            fs.drop_privileges(node, caller)
         st = fs.setattr(node, new, handle, caller)
         return codec.attr(req.unique, node.ino, fs.nlink_of(node, st), st)
 
@@ -169,8 +247,7 @@ class Attributes:
 
         if node.in_upper:
             return then()
-        self._fs.check_setxattr(node, name)
-        self._fs.getxattr(node, name)  # an absent one copies nothing up
+        self._fs.check_removexattr(node, name, caller_of(req))
         # With a write by somebody who may not keep it the kernel takes this one away first.
         return door.copied_up(node, then, nameless=name == CAPABILITY)
 
@@ -188,11 +265,22 @@ class Attributes:
 
             def then(_: object = None) -> Outcome:
                 fileattr.put(self._fs.stack, node, cmd, data)
+                # The kernel is to ask before the next write, see check_writer().
+                self._fs.stack.changed.append(node)
                 return codec.ioctl(req.unique, b"")
 
             # What was written before it was protected must not be refused afterwards.
             return self._door.copied_up(node, lambda: self._door.written_back(node, then))
         raise oserror(errno.ENOTTY)
+
+
+def _only_kills(valid: int) -> bool:
+    """Whether what a caller may not keep has to go, before a write or for a chown(-1, -1).
+
+    With FUSE_HANDLE_KILLPRIV_V2 nothing is left of ATTR_KILL_SUID, nor of ATTR_KILL_PRIV, which
+    the kernel also sends for those who may keep suid (fuse_setattr()).
+    """
+    return not valid & ~(abi.FATTR_FH | abi.FATTR_CTIME)
 
 
 def _time(valid: int, given: int, now: int, seconds: int, nanoseconds: int) -> int | None:

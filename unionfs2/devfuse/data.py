@@ -26,6 +26,7 @@ from unionfs2.stack import oserror
 from . import abi, codec
 from .door import caller_of
 from .session import TRANSFER_MAX
+from .splicing import DATA_MIN, Splicer
 from .workers import Later
 
 if TYPE_CHECKING:
@@ -35,11 +36,18 @@ if TYPE_CHECKING:
     from unionfs2.nodefiles import NodeFile
     from unionfs2.nodes import Node
 
-    from .codec import Request
-    from .door import Door, Handler, Outcome
+    from .codec import Reply, Request
+    from .door import Door, Handler, Outcome, Quick
 
 #: Flags of an open file through which not every read counts as access.
 _MAYBE_QUIET: Final = os.O_NOATIME | os.O_ACCMODE
+_HEAD_SIZE: Final = abi.OUT_HEADER.size
+_READ_AT: Final = abi.IN_HEADER.size
+_READ_SIZE: Final = _READ_AT + abi.READ_IN.size
+_WRITE_AT: Final = _READ_AT + abi.WRITE_IN.size
+_unpack_write = abi.WRITE_IN.unpack_from
+_unpack_read = abi.READ_IN.unpack_from
+_pack_head_into = abi.OUT_HEADER.pack_into
 #: A large write that takes longer has waited for the disk; so many after it go to a thread.
 _SLOW_NS: Final = 5_000_000
 _SLOW_WRITES: Final = 64
@@ -53,9 +61,16 @@ class Data:
         self._door = door
         self._fs = door.fs
         self._by_id = door.stack.nodes.by_id
-        self._buffer = mmap(-1, TRANSFER_MAX)
-        self._view = memoryview(self._buffer)
+        # A reply to READ: its header, then the data, in one piece.
+        self._buffer = mmap(-1, TRANSFER_MAX + abi.OUT_HEADER.size)
+        self._reply = memoryview(self._buffer)
+        self._view = self._reply[abi.OUT_HEADER.size :]
+        self._splicer = Splicer(door.device)
+        door.closing.append(self._splicer.close)
         self._slow = 0
+
+    def quick(self) -> dict[int, Quick]:
+        return {abi.READ: self.quick_read, abi.WRITE: self.quick_write}
 
     def handlers(self) -> dict[int, Handler]:
         return {
@@ -141,6 +156,28 @@ class Data:
         return codec.ok(req.unique)
 
     # --- reading -------------------------------------------------------------------------------
+
+    def quick_read(
+        self, buffer: codec.Buffer, length: int, unique: int, node_id: int
+    ) -> Reply | memoryview | None:
+        """READ of what is in the page cache; None: the long way."""
+        if length != _READ_SIZE:
+            return None
+        fh, offset, size, _, _, flags = _unpack_read(buffer, _READ_AT)
+        node = self._by_id.get(node_id)
+        if node is None or fh or size > TRANSFER_MAX or not node.is_regular:
+            return None
+        if node.low is None and flags & _MAYBE_QUIET:
+            return None
+        file = self._door.files.reading(node)
+        if size >= DATA_MIN and self._splicer.answer(unique, file.fd, offset, size):
+            return b""  # sent
+        done = os.preadv(file.fd, (self._view[:size],), offset, os.RWF_NOWAIT)
+        if done < size and offset + done < os.fstat(file.fd).st_size:
+            return None
+        total = _HEAD_SIZE + done
+        _pack_head_into(self._buffer, 0, total, 0, unique)
+        return self._reply[:total]
 
     def read(
         self, req: Request, fh: int, offset: int, size: int, _read_flags: int, _owner: int,
@@ -238,6 +275,28 @@ class Data:
 
     # --- writing -------------------------------------------------------------------------------
 
+    def quick_write(
+        self, buffer: codec.Buffer, length: int, unique: int, node_id: int
+    ) -> bytes | None:
+        """A small WRITE to a file in the upper; None: the long way, also for what went wrong."""
+        fh, offset, size, write_flags, _, flags = _unpack_write(buffer, _READ_AT)
+        node = self._by_id.get(node_id)
+        if node is None or node.low is not None or not node.is_regular or fh:
+            return None
+        if length != _WRITE_AT + size or size >= longwork.THREAD_WRITE:
+            return None
+        if write_flags & abi.WRITE_KILL_SUIDGID or node.flags & corefiles.PROTECTED:
+            return None
+        if not write_flags & abi.WRITE_CACHE and flags & (os.O_SYNC | os.O_DSYNC):
+            return None
+        door = self._door
+        if door.copies or door.refusing:
+            return None
+        data = memoryview(buffer)[_WRITE_AT:length]
+        if sc.pwrite(door.files.writing(node).fd, data, offset) != size:
+            return None
+        return codec.written(unique, size)
+
     def write(
         self, req: Request, fh: int, offset: int, write_flags: int, flags: int, data: memoryview
     ) -> Outcome:
@@ -250,7 +309,12 @@ class Data:
         if node.low is not None or node.flags & corefiles.PROTECTED:
             cached = bool(write_flags & abi.WRITE_CACHE)
             appending = self._appends(node, offset, data) if cached else bool(flags & os.O_APPEND)
-            self._fs.check_write(node, append=appending)
+            try:
+                self._fs.check_write(node, append=appending)
+            except PermissionError:
+                if cached:
+                    door.drop_pages(node)
+                raise
         then = partial(self._write_node, req, node, offset, write_flags, flags, data)
         if node.low is None and not door.copies:
             return then()

@@ -15,23 +15,29 @@ work, or when it did not pay lately.
 from __future__ import annotations
 
 import errno
-import logging
 import mmap
 import os
 import select
+import signal
+import threading
 import time
 from typing import Final
+
+from unionfs2.logger import Log
 
 from . import abi
 from .codec import Reply
 
-_log = logging.getLogger(__name__)
-
 #: How long to look again, in microseconds, unless the mount says otherwise.
 BUSY_POLL_US: Final = 50
 _MISSES_MAX: Final = 3
-_CLOSE_BY_NS: Final = 150_000
+# Messages for which nobody looks again after so many misses.
+_PAUSE_MIN: Final = 64
+_PAUSE_MAX: Final = 8192
 _ENDED: Final = (errno.ENODEV, errno.ECONNABORTED, errno.EBADF)
+
+
+_log = Log(__name__)
 
 
 class Ended(Exception):  # noqa: N818 - not an error
@@ -48,24 +54,68 @@ def new_buffer(size: int) -> mmap.mmap:
         os.close(fd)
 
 
-class Device:
-    """One connection. ``buffer`` holds the message that next() has read."""
+class Patience:
+    """Whether it pays to look again before sleeping.
 
-    def __init__(self, fd: int, *, busy_poll_us: int | None = None) -> None:
+    It does while answers come quickly from another processor. It does not where the client waits
+    for this very processor; that is found out by trying, more and more rarely.
+    """
+
+    __slots__ = ("_misses", "_pause", "_rest", "limit_ns")
+
+    def __init__(self, limit_us: int) -> None:
+        self.limit_ns = limit_us * 1000 if len(os.sched_getaffinity(0)) > 1 else 0
+        self._misses = 0
+        self._pause = _PAUSE_MIN
+        self._rest = 0
+
+    def pays(self) -> bool:
+        """Ask before each wait."""
+        if self._rest:
+            self._rest -= 1
+            return False
+        return self.limit_ns > 0
+
+    def hit(self) -> None:
+        """A message came while we looked."""
+        self._misses = 0
+        self._pause = _PAUSE_MIN
+
+    def miss(self) -> None:
+        """None came."""
+        self._misses += 1
+        if self._misses >= _MISSES_MAX:
+            self._misses = _MISSES_MAX - 1
+            self._rest = self._pause
+            self._pause = min(self._pause * 2, _PAUSE_MAX)
+
+
+class Device:
+    """One connection. ``buffer`` holds the message that next() has read.
+
+    *in_main_thread*: the reader may block in read(2) itself, one system call less for each
+    message, because a signal can get it out; elsewhere it polls, and a pipe wakes it.
+    """
+
+    def __init__(
+        self, fd: int, *, busy_poll_us: int | None = None, in_main_thread: bool = False
+    ) -> None:
         self.fd = fd
-        os.set_blocking(fd, False)
+        self._blocks = in_main_thread
+        os.set_blocking(fd, in_main_thread)
         self._size = abi.BUFFER_MIN
         self._spare: list[mmap.mmap] = []
         self.buffer = new_buffer(self._size)
         self._into = [self.buffer]
+        self._look = select.poll()
+        self._look.register(fd, select.POLLIN)
         self._poll = select.poll()
         self._poll.register(fd, select.POLLIN)
         self._wake_end, self._wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._poll.register(self._wake_end, select.POLLIN)
-        limit_us = BUSY_POLL_US if busy_poll_us is None else busy_poll_us
-        self._spin_ns = limit_us * 1000 if len(os.sched_getaffinity(0)) > 1 else 0
-        self._misses = 0
+        self._patience = Patience(BUSY_POLL_US if busy_poll_us is None else busy_poll_us)
         self._ending = False
+        self._reading = False
 
     def close(self) -> None:
         for fd in (self.fd, self._wake_end, self._wake):
@@ -94,12 +144,21 @@ class Device:
             self._spare.append(buffer)
 
     def end(self) -> None:
-        """Have next() raise Ended, from any thread or a signal handler."""
+        """Have next() raise Ended, from any thread or a signal handler.
+
+        A reader that blocks in the main thread is interrupted: from a signal handler at once,
+        else by the signal whose handler comes here again.
+        """
         self._ending = True
-        try:
-            os.write(self._wake, b"x")
-        except OSError:
-            pass  # it is full, or closed: either will do
+        if not self._blocks:
+            try:
+                os.write(self._wake, b"x")
+            except OSError:
+                pass  # it is full, or closed: either will do
+        elif threading.current_thread() is not threading.main_thread():
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+        elif self._reading:
+            raise Ended
 
     # --- in ----------------------------------------------------------------------------------
 
@@ -108,49 +167,33 @@ class Device:
 
         *patient*: look again for a moment before sleeping.
         """
-        while not self._ending:
+        while True:
+            if not (patient and self._patience.pays() and self._comes()) and not self._blocks:
+                self._poll.poll()
+            self._reading = True  # from here on end() raises in a signal handler
             try:
+                if self._ending:
+                    raise Ended
                 return os.readv(self.fd, self._into)
-            except BlockingIOError:
-                pass
             except OSError as exc:
                 _check_reading(exc)
-                continue
-            if patient:
-                length = self._look_again()
-                if length:
-                    return length
-            self._sleep()
-        raise Ended
+            finally:
+                self._reading = False
 
-    def _look_again(self) -> int:
-        if not self._spin_ns or self._misses >= _MISSES_MAX:
-            return 0
-        readv, fd, into = os.readv, self.fd, self._into
-        clock = time.perf_counter_ns
-        end = clock() + self._spin_ns
+    def _comes(self) -> bool:
+        """Look for a message again and again for a moment."""
+        look, clock = self._look.poll, time.perf_counter_ns
+        end = clock() + self._patience.limit_ns
         while clock() < end:
-            try:
-                length = readv(fd, into)
-            except BlockingIOError:
-                continue
-            except OSError as exc:
-                _check_reading(exc)
-                continue
-            self._misses = 0
-            return length
-        self._misses += 1
-        return 0
-
-    def _sleep(self) -> None:
-        before = time.perf_counter_ns()
-        self._poll.poll()
-        if time.perf_counter_ns() - before < _CLOSE_BY_NS:
-            self._misses = 0
+            if look(0):
+                self._patience.hit()
+                return True
+        self._patience.miss()
+        return False
 
     # --- out ---------------------------------------------------------------------------------
 
-    def answer(self, reply: Reply) -> None:
+    def answer(self, reply: Reply | memoryview) -> None:
         """Send an answer. What nobody waits for any more is dropped.
 
         Invariant: whoever asked is answered; with EIO where the kernel does not take the answer.

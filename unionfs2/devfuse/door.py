@@ -19,7 +19,6 @@ answered with EIO.
 from __future__ import annotations
 
 import errno
-import logging
 import threading
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -27,7 +26,9 @@ from functools import partial
 from unionfs2 import longwork
 from unionfs2 import nodes as nd
 from unionfs2 import syscalls as sc
+from unionfs2.copyup import CopyJob
 from unionfs2.errors import UnionFSError
+from unionfs2.logger import Log
 from unionfs2.model import Caller
 from unionfs2.nodefiles import NodeFiles
 from unionfs2.nodes import Dir, Node
@@ -41,14 +42,16 @@ from .passthrough import Passthrough
 from .session import Settings
 from .workers import Busy, Later, Workers
 
-_log = logging.getLogger(__name__)
+_log = Log(__name__)
 
 #: What a handler gives: an answer, work to go on with, or nothing where none is expected.
 Outcome = Reply | Later | None
 Handler = Callable[..., Outcome]
+Quick = Callable[[codec.Buffer, int, int, int], Reply | memoryview | None]
+_unpack_header = abi.IN_HEADER.unpack_from
+_HEADER_SIZE = abi.IN_HEADER.size
 
 _FILES_MAX = 256
-_WATCHED = nd.IMMUTABLE | nd.APPEND_ONLY
 
 
 class Door:
@@ -62,8 +65,15 @@ class Door:
         self.lock = threading.Lock()
         self.settings = Settings(0, 0, 0)
         self.files = NodeFiles(fs.stack, min(_FILES_MAX, fs.stack.cache.limit // 4))
+        fs.stack.spare_fd = self.files.hand_over
         self.passthrough = Passthrough(device)
+        # What has to be closed with the connection.
+        self.closing: list[Callable[[], None]] = [self.files.close]
         self.handlers: dict[int, Handler] = {}
+        # For the requests that come by the thousand: (buffer, length, unique, node id) -> answer,
+        # an empty one when it was sent, None for what has to go the long way. They may not change
+        # anything before they know; exceptions lead to the long way, too.
+        self.quick: dict[int, Quick] = {}
         self._by_id = fs.stack.nodes.by_id
         self._readers = Workers("reader", sc.unshare_fs_state)
         self._writers = Workers("writer", sc.unshare_fs_state)
@@ -95,16 +105,29 @@ class Door:
     def entry(self, req: Request, found: Found) -> bytes:
         """The answer that hands a node out."""
         node, st = found
-        node.lookups += 1
-        if node.flags & _WATCHED:
+        if node.flags & nd.IMMUTABLE:
+            self._tell_nothing(node)
             self.watched.append(node)
+        node.lookups += 1
         return codec.entry(req.unique, node.id, node.ino, self.fs.nlink_of(node, st), st)
 
     def attributes(self, req: Request, node: Node) -> bytes:
         st = self.stack.stat(node)
-        if node.flags & _WATCHED or node in self.refusing:
+        if node.flags & nd.IMMUTABLE:
+            self._tell_nothing(node)
+        elif node in self.refusing:
             self.watched.append(node)
         return codec.attr(req.unique, node.ino, self.fs.nlink_of(node, st), st)
+
+    def _tell_nothing(self, node: Node) -> None:
+        """Have the kernel not keep the attributes in the answer that follows.
+
+        It does not where it was told of a change since it asked (fuse_change_attributes()). After
+        the answer would be too late for a write that comes at once; only for a node that the kernel
+        has not known so far there is no other way.
+        """
+        if node.lookups and self.settings.has(abi.WRITEBACK_CACHE):
+            self.device.notify(codec.inval_inode(node.id, -1, 0))
 
     def check_writer(self, node: Node) -> None:
         """Refuse what is about to be held back by the kernel, and would be refused later.
@@ -165,14 +188,14 @@ class Door:
         if longwork.copy_is_short(job.size, volatile=self.stack.policy.volatile):
             try:
                 job.run()
-                job.publish()
+                self._publish(job, node)
             finally:
                 job.close()
             return then()
         self._copying[node] = []
 
         def publish(_: object) -> Outcome:
-            job.publish()
+            self._publish(job, node)
             job.close()
             return then()
 
@@ -181,6 +204,14 @@ class Door:
             self._settled(node)
 
         return Later(job.run, publish, cleanup=cleanup)
+
+    def _publish(self, job: CopyJob, node: Node) -> None:
+        job.publish()
+        if self.settings.stateless and node.orphan < 0:
+            fd = job.hand_over()
+            if fd >= 0:
+                self.files.drop(node)  # the lower one
+                self.files.adopt(node, fd)
 
     def written_back(self, node: Node, then: Callable[[object], Outcome]) -> Outcome:
         """*then* when the kernel has written back what it held of the data of *node*.
@@ -201,6 +232,32 @@ class Door:
 
     def process(self, length: int) -> None:
         """Work on the message that the device has read."""
+        if not self._quickly(length):
+            self._at_length(length)
+
+    def _quickly(self, length: int) -> bool:
+        if length < _HEADER_SIZE or self.debug:
+            return False
+        buffer = self.device.buffer
+        said, opcode, unique, node_id, _, _, _, extensions, _ = _unpack_header(buffer)
+        quick = self.quick.get(opcode)
+        if quick is None or said != length or extensions:
+            return False
+        cache = self.stack.cache
+        if len(cache) > cache.limit:
+            return False
+        try:
+            with self.lock:
+                reply = quick(buffer, length, unique, node_id)
+        except Exception:  # noqa: BLE001 - the long way meets it again, and says so
+            return False
+        if reply is None:
+            return False
+        if reply:
+            self.device.answer(reply)
+        return True
+
+    def _at_length(self, length: int) -> None:
         try:
             req = codec.decode(self.device.buffer, length)
         except codec.ProtocolError as exc:
@@ -313,7 +370,7 @@ class Door:
         elif isinstance(exc, OverflowError):
             number = errno.EINVAL  # a number that no system call takes
         else:
-            _log.error("unexpected error in %r", req, exc_info=exc)
+            _log.exception("unexpected error in %r", req)
             number = errno.EIO
         row = abi.ROWS.get(req.opcode)
         return codec.failed(req.unique, number) if row is None or row.answered else None
@@ -346,6 +403,13 @@ class Door:
             if node.id and node.lookups:
                 self.device.notify(codec.inval_inode(node.id, 0, 0))
 
+    def drop_pages(self, node: Node) -> None:
+        """Have the kernel drop what it has of the data of *node*, after a write was refused.
+
+        In a thread: the kernel waits there until that write is answered.
+        """
+        self._writers.submit(self.device.notify, codec.inval_inode(node.id, 0, 0))
+
     def _forget_attributes(self) -> None:
         if self.settings.has(abi.WRITEBACK_CACHE):
             while self.watched:
@@ -367,7 +431,8 @@ class Door:
     def close(self) -> None:
         """Nothing is asked any more."""
         with self.lock:
-            self.files.close()
+            for close in self.closing:
+                close()
 
 
 def caller_of(req: Request, umask: int = 0) -> Caller:

@@ -16,6 +16,7 @@ from collections import OrderedDict
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from unionfs2 import nodes as nd
 from unionfs2 import syscalls as sc
 from unionfs2.stack import oserror
 
@@ -143,6 +144,10 @@ class Listings:
                 return None
             return codec.direntplus_unknown(found.name, found.ino, next_offset, found.kind)
         child, st = hit
+        if child.flags & nd.IMMUTABLE:
+            # A lookup of its own, which sees to it that the kernel asks before it writes.
+            self._door.stack.nodes.reap(child)
+            return codec.direntplus_unknown(found.name, child.ino, next_offset, child.kind)
         child.lookups += 1
         nlink = self._fs.nlink_of(child, st)
         return codec.direntplus(found.name, next_offset, child.id, child.ino, nlink, st)

@@ -10,9 +10,10 @@ one. A reader of a lower file has to see what is written after a copy-up, and wo
 from __future__ import annotations
 
 import fcntl
-import logging
 import struct
 from typing import TYPE_CHECKING
+
+from unionfs2.logger import Log
 
 from . import abi
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from .device import Device
 
-_log = logging.getLogger(__name__)
+_log = Log(__name__)
 
 
 class Passthrough:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import gc
-import logging
 import signal
 import sys
 import threading
@@ -15,6 +14,7 @@ from collections.abc import Callable
 
 from unionfs2 import readahead
 from unionfs2 import syscalls as sc
+from unionfs2.logger import Log
 from unionfs2.options import MountSpec
 from unionfs2.stack import oserror
 from unionfs2.union import UnionFS
@@ -27,8 +27,9 @@ from .door import Door, Outcome
 from .listing import Listings
 from .names import Names
 from .session import TRANSFER_MAX, Wanted, negotiate
+from .splicing import DATA_MAX
 
-_log = logging.getLogger(__name__)
+_log = Log(__name__)
 
 NAME = "devfuse"
 #: Free bytes of the upper from which on the kernel may hold writes back.
@@ -48,6 +49,7 @@ class Server:
         ready: Callable[[], None],
         unmount: Callable[[], None] | None,
         debug: bool = False,
+        in_main_thread: bool = False,
     ) -> None:
         self._ready = ready
         self._unmount = unmount
@@ -60,14 +62,15 @@ class Server:
             stateless=not limited and not spec.passthrough,
             passthrough=spec.passthrough,
         )
-        self._device = Device(fuse_fd, busy_poll_us=spec.busy_poll)
+        self._device = Device(fuse_fd, busy_poll_us=spec.busy_poll, in_main_thread=in_main_thread)
         self._door = new_door(fs, self._device, debug=debug)
         self._door.handlers[abi.INIT] = self._init
-        self._ending = False
+        self.ending = False
 
     def run(self) -> None:
         """Answer until the mount has gone or somebody calls end()."""
         sc.unshare_fs_state()
+        self._door.fs.actor.settle()
         device, door = self._device, self._door
         try:
             while True:
@@ -84,10 +87,10 @@ class Server:
         The loop goes on answering meanwhile: while unmounting, the kernel writes back what was
         only changed in its cache so far.
         """
-        if self._ending or self._unmount is None:
+        if self.ending or self._unmount is None:
             self._device.end()
             return
-        self._ending = True
+        self.ending = True
         threading.Thread(target=self._leave, name="unionfs2-unmount", daemon=True).start()
 
     def _leave(self) -> None:
@@ -134,8 +137,10 @@ def _has_room(fs: UnionFS) -> bool:
 def new_door(fs: UnionFS, device: Device, *, debug: bool = False) -> Door:
     """A door with every handler but that of INIT."""
     door = Door(fs, device, debug=debug)
-    for family in (Names, Attributes, Data, Listings):
-        door.handlers.update(family(door).handlers())
+    for family in (Names(door), Attributes(door), Data(door)):
+        door.handlers.update(family.handlers())
+        door.quick.update(family.quick())
+    door.handlers.update(Listings(door).handlers())
     door.handlers[abi.INTERRUPT] = door.interrupt
     door.handlers[abi.DESTROY] = _destroy
     return door
@@ -157,25 +162,29 @@ def serve(
 ) -> None:
     """Answer requests of the mounted *fuse_fd* until it is unmounted or a signal asks to end.
 
-    *ready* is called once the protocol is agreed on. In the main thread SIGTERM, SIGINT and SIGHUP
+    *ready* is called once the protocol is agreed on. In the main thread the process is taken for a
+    server and nothing else: it is tuned for that, and SIGTERM, SIGINT and SIGHUP
     call *unmount* while requests are still answered, and end the loop afterwards; without it
     unmounting is left to the caller.
     """
 
     def settled() -> None:
         ready()
-        readahead.widen(mountpoint, TRANSFER_MAX)
+        readahead.widen(mountpoint, DATA_MAX)  # no more than can be spliced
 
-    server = Server(fs, fuse_fd, spec=spec, ready=settled, unmount=unmount, debug=debug)
-    # Nodes live long and free each other by reference count: scanning a million of them for
-    # cycles would stop the mount for half a second at a time.
-    gc.freeze()
-    sc.settle_malloc()
-    gc.set_threshold(2000, 10, 1_000_000_000)
-    # A thread that copies data gives the interpreter back sooner than after the usual 5 ms.
-    sys.setswitchinterval(0.001)
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    server = Server(
+        fs,
+        fuse_fd,
+        spec=spec,
+        ready=settled,
+        unmount=unmount,
+        debug=debug,
+        in_main_thread=in_main_thread,
+    )
     before = {}
-    if threading.current_thread() is threading.main_thread():
+    if in_main_thread:
+        _tune()
         before = {number: signal.signal(number, _ender(server)) for number in _SIGNALS}
     _log.debug("serving %s", mountpoint)
     try:
@@ -185,9 +194,22 @@ def serve(
             signal.signal(number, handler)
 
 
+def _tune() -> None:
+    """Settings of the whole process, for one that is a server and nothing else."""
+    # Nodes live long and free each other by reference count: scanning a million of them for
+    # cycles would stop the mount for half a second at a time.
+    gc.freeze()
+    sc.settle_malloc()
+    gc.set_threshold(2000, 10, 1_000_000_000)
+    gc.enable()
+    # A thread that copies data gives the interpreter back sooner than after the usual 5 ms.
+    sys.setswitchinterval(0.001)
+
+
 def _ender(server: Server) -> Callable[[int, object], None]:
     def handler(number: int, _: object) -> None:
-        _log.info("ending on signal %s", signal.Signals(number).name)
+        if not server.ending:  # then it comes from the server itself, to get out of a read
+            _log.info("ending on signal %s", signal.Signals(number).name)
         server.end()
 
     return handler

@@ -7,60 +7,116 @@ very mount, told by its id: somebody may have put another one in the same place 
 
 from __future__ import annotations
 
-import importlib
-import logging
 import os
 import resource
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Protocol
 
-from unionfs2 import attach, locks, mountcalls, mounts, privilege, syscalls, transports
-from unionfs2.errors import BusyError, MountError, sentence
-from unionfs2.layercheck import check_layers
-from unionfs2.mountcalls import MountEntry
-from unionfs2.options import MountSpec
-from unionfs2.transports import Transport
+from . import attach, locks, mountcalls, mounts, privilege, syscalls, transports
+from .errors import BusyError, MountError, sentence
+from .fuse_mount import Ready
+from .layercheck import check_layers
+from .logger import Log
+from .mountcalls import MountEntry
+from .mounter import open_target, resolve_target
+from .options import MountSpec, absolute
+from .transports import Transport
 
 if TYPE_CHECKING:
-    from unionfs2.union import UnionFS
+    from .union import UnionFS
 
-_log = logging.getLogger(__name__)
+_log = Log(__name__)
+
+
+def _no_ready(transport: Transport | None = None) -> None:
+    """Nobody waits for the mount."""
+
+
+def _no_warning(text: str) -> None:
+    """Nobody hears of it but the log."""
+
+
+def serve(
+    spec: MountSpec,
+    target: str | bytes | os.PathLike[str],
+    *,
+    ready: Ready = _no_ready,
+    warn: Callable[[str], None] = _no_warning,
+) -> None:
+    """Mount *spec* on *target* and be its server, in this thread, until somebody unmounts it.
+
+    Calls *ready* once the mount answers, and *warn* before that. With ``transport="devfuse"`` each
+    thread of a process may serve a mount; pyfuse3 serves one per process. Give it a thread of its
+    own: the thread leaves the umask and the current directory of the others and keeps its
+    capabilities when it changes ids; in the main thread it takes SIGTERM, SIGINT and SIGHUP as the
+    wish to unmount, and tunes the interpreter for a server. Raises UnionFSError or OSError.
+    """
+    spec = absolute(spec, os.getcwdb())
+    path = resolve_target(os.fsencode(target))
+    os.close(open_target(path))
+    syscalls.unshare_fs_state()
+    umask = os.umask(0)
+    try:
+        # No pid: who unmounts waits for the end of a server process, and this one may go on.
+        serve_mount(spec, path, ready, warn, pid=None)
+    finally:
+        os.umask(umask)
 
 
 def serve_mount(
-    spec: MountSpec, target: bytes, ready: Callable[[], None], warn: Callable[[str], None]
+    spec: MountSpec,
+    target: bytes,
+    ready: Ready = _no_ready,
+    warn: Callable[[str], None] = _no_warning,
+    *,
+    pid: int | None,
 ) -> None:
     """Mount *spec* (absolute paths) on *target* and serve it until it is unmounted.
 
-    Calls *ready* once requests are answered; *warn* before that. Raises UnionFSError or OSError.
+    Calls *ready* once requests are answered; *warn* before that. *pid* is this process if it ends
+    with the mount. Raises UnionFSError or OSError.
     """
-    # The heavy half is loaded here so that the starting process stays light.
-    from unionfs2.union import UnionFS  # noqa: PLC0415
-
     raise_descriptor_limit()
     if spec.userxattr is None:
-        spec = replace(spec, userxattr=privilege.default_userxattr())
+        spec = spec._replace(userxattr=privilege.default_userxattr())
     check_layers(spec, "fuse")
-    serve = load_serve(transports.chosen(spec.transport))
+    serve_requests = load_serve(transports.chosen(spec.transport))
     held = locks.acquire(spec)
-    for text in held.warnings:
-        _log.warning("%s", text)
-        warn(text)
-    # Held until the process ends: dropping it is the last thing that happens.
-    with UnionFS.open(spec, clean_work=not held.in_use) as fs:
+    try:
+        for text in held.warnings:
+            _log.warning("%s", text)
+            warn(text)
+        _serve_locked(spec, target, serve_requests, ready, pid, clean_work=not held.in_use)
+    finally:
+        held.close()
+
+
+def _serve_locked(
+    spec: MountSpec,
+    target: bytes,
+    serve_requests: Serve,
+    ready: Ready,
+    pid: int | None,
+    *,
+    clean_work: bool,
+) -> None:
+    # The heavy half is loaded here so that the starting process stays light.
+    from .union import UnionFS  # noqa: PLC0415
+
+    transport = transport_of(serve_requests)
+    with UnionFS.open(spec, clean_work=clean_work) as fs:
         # Without an upper the mount is read-only as a whole, as the kernel's overlay is.
-        fuse_fd = attach.attach(replace(spec, read_only=spec.read_only or not spec.upper), target)
+        fuse_fd = attach.attach(spec._replace(read_only=spec.read_only or not spec.upper), target)
         entry = mountcalls.find_mount(target)
         try:
-            record = mounts.record(target, "fuse", spec, os.getpid(), transport_of(serve))
+            record = mounts.record(target, "fuse", spec, pid, transport)
             try:
-                serve(
+                serve_requests(
                     fs,
                     fuse_fd,
                     mountpoint=os.fsdecode(target),
                     spec=spec,
-                    ready=ready,
+                    ready=lambda: ready(transport),
                     unmount=lambda: unmount_own(entry),
                     debug=spec.debug,
                 )
@@ -97,7 +153,11 @@ class Serve(Protocol):
 
 def load_serve(transport: Transport) -> Serve:
     """The function that serves; of the libraries, only those that *transport* uses are loaded."""
-    serve: Serve = importlib.import_module(_MODULES[transport]).serve
+    serve: Serve
+    if transport == "devfuse":
+        from .devfuse import serve  # noqa: PLC0415
+    else:
+        from .fs_ops import serve  # noqa: PLC0415
     return serve
 
 
