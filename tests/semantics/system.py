@@ -6,6 +6,7 @@ Independent of unionfs2 on purpose: a mistake there must not hide itself here.
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import struct
 from dataclasses import dataclass
@@ -130,3 +131,78 @@ def is_whiteout(path: Path) -> bool:
     """Whether an object of a layer hides the name below."""
     found = os.lstat(path)
     return (found.st_mode & 0o170000) == 0o020000 and found.st_rdev == 0
+
+
+# --- allocation, times of birth, sync, inode flags -----------------------------------------------
+
+FALLOC_KEEP_SIZE = 1
+FALLOC_PUNCH_HOLE = 2
+FALLOC_COLLAPSE_RANGE = 8
+FALLOC_ZERO_RANGE = 16
+
+FS_NODUMP = 0x40
+FS_IMMUTABLE = 0x10
+FS_APPEND = 0x20
+XFLAG_IMMUTABLE = 0x08
+XFLAG_APPEND = 0x10
+
+_GETFLAGS, _SETFLAGS = 0x80086601, 0x40086602
+_FSGETXATTR, _FSSETXATTR = 0x801C581F, 0x401C5820
+_STATX_BTIME = 0x800
+
+
+def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
+    """fallocate(2) with a mode."""
+    if _libc.fallocate(fd, mode, ctypes.c_int64(offset), ctypes.c_int64(length)) != 0:
+        _raise(fd)
+
+
+def syncfs(fd: int) -> None:
+    """syncfs(2)."""
+    if _libc.syncfs(fd) != 0:
+        _raise(fd)
+
+
+def give_name(fd: int, path: Path) -> None:
+    """linkat(2) of an open file; os.link() does not follow where it says so."""
+    source = os.fsencode(f"/proc/self/fd/{fd}")
+    if _libc.linkat(_AT_FDCWD, source, _AT_FDCWD, os.fsencode(path), 0x400) != 0:
+        _raise(path)
+
+
+def birth_ns(path: Path) -> int | None:
+    """Time of birth by statx(2), None where the file system has none."""
+    buffer = ctypes.create_string_buffer(256)
+    if _libc.statx(_AT_FDCWD, os.fsencode(path), 0x100, _STATX_BTIME, buffer) != 0:
+        _raise(path)
+    (mask,) = struct.unpack_from("<I", buffer, 0)
+    seconds, nanoseconds = struct.unpack_from("<qI", buffer, 80)
+    return int(seconds * 10**9 + nanoseconds) if mask & _STATX_BTIME else None
+
+
+def get_flags(path: Path) -> int:
+    """What lsattr(1) shows."""
+    return int(struct.unpack_from("<I", _ioctl(path, _GETFLAGS, bytes(8)))[0])
+
+
+def set_flags(path: Path, flags: int) -> None:
+    """What chattr(1) sets."""
+    _ioctl(path, _SETFLAGS, struct.pack("<I4x", flags))
+
+
+def get_xflags(path: Path) -> int:
+    """Flags in the form of xfs_io(8)."""
+    return int(struct.unpack_from("<I", _ioctl(path, _FSGETXATTR, bytes(28)))[0])
+
+
+def set_xflags(path: Path, flags: int) -> None:
+    """The same, to set."""
+    _ioctl(path, _FSSETXATTR, struct.pack("<I24x", flags))
+
+
+def _ioctl(path: Path, command: int, value: bytes) -> bytes:
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        return fcntl.ioctl(fd, command, value)
+    finally:
+        os.close(fd)
