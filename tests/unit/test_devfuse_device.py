@@ -85,6 +85,7 @@ def test_it_ends_with_the_connection(
     def readv(_fd: int, _into: object) -> int:
         raise OSError(number, "gone")
 
+    line.kernel.send(b"there is something to read")
     monkeypatch.setattr(os, "readv", readv)
     with pytest.raises(Ended):
         line.device.next()
@@ -101,6 +102,7 @@ def test_a_request_that_was_withdrawn_is_passed_over(
             raise errors.pop()
         return 42
 
+    line.kernel.send(b"there is something to read")
     monkeypatch.setattr(os, "readv", readv)
     assert line.device.next() == 42
 
@@ -111,6 +113,7 @@ def test_another_error_of_reading_is_not_hidden(
     def readv(_fd: int, _into: object) -> int:
         raise OSError(errno.EIO, "broken")
 
+    line.kernel.send(b"there is something to read")
     monkeypatch.setattr(os, "readv", readv)
     with pytest.raises(OSError, match="broken"):
         line.device.next()
