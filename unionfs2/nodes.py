@@ -170,6 +170,16 @@ class NodeTable:
         if parent is not None:
             self.attach(node, parent, name)
 
+    def renumber(self, node: Node, node_id: int) -> None:
+        """Give *node* the id under which the kernel knows it. needs: nobody else has it."""
+        self.by_id.pop(node.id, None)
+        node.id = node_id
+        self.by_id[node_id] = node
+
+    def begin_above(self, node_id: int) -> None:
+        """No id up to *node_id* is given to a node that comes."""
+        self._next = max(self._next, node_id + 1)
+
     @staticmethod
     def attach(node: Node, parent: Dir, name: bytes) -> None:
         """Give *node* a place; a second place becomes an alias."""

@@ -334,6 +334,11 @@ def delete(parent_id: int, node_id: int, name: bytes) -> bytes:
     return head + name + b"\0"
 
 
+def resend() -> bytes:
+    """Have the kernel hand out again what was read and is not answered (HAS_RESEND)."""
+    return _pack_head(_OUT_SIZE, abi.NOTIFY_RESEND, 0)
+
+
 # --- listings -------------------------------------------------------------------------------------
 
 _pack_dirent = abi.DIRENT_OUT.pack

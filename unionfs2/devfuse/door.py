@@ -241,7 +241,7 @@ class Door:
         buffer = self.device.buffer
         said, opcode, unique, node_id, _, _, _, extensions, _ = _unpack_header(buffer)
         quick = self.quick.get(opcode)
-        if quick is None or said != length or extensions:
+        if quick is None or said != length or extensions or not unique:
             return False
         cache = self.stack.cache
         if len(cache) > cache.limit:

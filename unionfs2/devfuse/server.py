@@ -26,7 +26,7 @@ from .device import Device, Ended
 from .door import Door, Outcome
 from .listing import Listings
 from .names import Names
-from .session import TRANSFER_MAX, Wanted, negotiate
+from .session import TRANSFER_MAX, Settings, Wanted, negotiate
 from .splicing import DATA_MAX
 
 _log = Log(__name__)
@@ -117,13 +117,30 @@ class Server:
             req.unique, self._wanted, (major, minor, readahead_max, flags, rest)
         )
         if settings is not None:
-            self._door.settings = settings
-            self._door.passthrough.enabled = settings.has(abi.PASSTHROUGH)
+            self._settle(settings)
             self._device.answer(answer)
-            self._device.widen(TRANSFER_MAX)
             self._ready()
             return None
         return answer
+
+    @property
+    def settings(self) -> Settings:
+        """What was agreed on with the kernel."""
+        return self._door.settings
+
+    def _settle(self, settings: Settings) -> None:
+        self._door.settings = settings
+        self._door.passthrough.enabled = settings.has(abi.PASSTHROUGH)
+        self._device.widen(TRANSFER_MAX)
+
+    def take_over(self, settings: Settings) -> None:
+        """Go on with a connection that another process has served; before run().
+
+        What that one has read and not answered is asked for again, where the kernel can do so.
+        """
+        self._settle(settings)
+        if settings.has(abi.HAS_RESEND):
+            self._device.notify(codec.resend())
 
 
 def _has_room(fs: UnionFS) -> bool:
