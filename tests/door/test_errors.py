@@ -29,7 +29,7 @@ HANDLERS: dict[str, tuple[tuple[Any, ...], str]] = {
     "getxattr": ((1, b"user.a", CTX), "getxattr"),
     "listxattr": ((1, CTX), "listxattr"),
     "setxattr": ((1, b"user.a", b"", CTX), "check_setxattr"),
-    "removexattr": ((1, b"user.a", CTX), "check_setxattr"),
+    "removexattr": ((1, b"user.a", CTX), "check_removexattr"),
     "open": ((1, 0, CTX), "open_file"),
     "create": ((1, b"f", 0o644, 0, CTX), "create"),
     "opendir": ((1, CTX), "opendir"),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from unionfs2 import creds, fileattr, ondisk
 from unionfs2 import nodes as nd
 from unionfs2 import syscalls as sc
-from unionfs2.attrs import stat_with_birth
+from unionfs2.attrs import set_times, stat_with_birth
 from unionfs2.model import SetAttr
 from unionfs2.ondisk import CAPABILITY
 from unionfs2.stack import oserror
@@ -186,7 +186,11 @@ class Attributes:
             return door.attributes(req, node)
         # With a file it is the kernel that writes back, on behalf of somebody who may write.
         by_writer = bool(valid & abi.FATTR_FH)
-        if not (held_back and (by_writer or node.flags & nd.APPEND_ONLY)):
+        written = node.flags & nd.APPEND_ONLY or (by_writer and node.flags & nd.IMMUTABLE)
+        if held_back and written and node.low is None:
+            set_times(door.stack, node, None, new.mtime_ns)  # it was written when it could be
+            return door.attributes(req, node)
+        if not (held_back and by_writer):
             fs.check_setattr(node, new)
         then = partial(self._setattr_now, req, node, new, valid, fh)
         nameless = by_writer or _only_kills(valid)
