@@ -67,7 +67,7 @@ def set_attributes(
         mode = stat.S_IMODE(stack.stat(node).st_mode)
         change_mode(stack, node, mode & ~stat.S_ISGID)
     if new.atime_ns is not None or new.mtime_ns is not None:
-        _set_times(stack, node, new.atime_ns, new.mtime_ns)
+        set_times(stack, node, new.atime_ns, new.mtime_ns)
 
 
 def check_attributes(stack: Stack, node: Node, new: SetAttr) -> None:
@@ -142,7 +142,8 @@ def change_mode(stack: Stack, node: Node, mode: int) -> None:
     sc.chmod(name, dir_fd, mode)
 
 
-def _set_times(stack: Stack, node: Node, atime_ns: int | None, mtime_ns: int | None) -> None:
+def set_times(stack: Stack, node: Node, atime_ns: int | None, mtime_ns: int | None) -> None:
+    """Set them, whether or not the file is protected."""
     if node.orphan >= 0 or node.parent is None:
         path, _ = stack.object_path(node)
         sc.utimes_path(path, atime_ns, mtime_ns)

@@ -139,6 +139,8 @@ class CopyJob:
     def _publish_nameless(self) -> None:
         """The copy becomes the object of a node whose name has gone; it goes with the node."""
         node = self.node
+        if not node.id:
+            raise oserror(errno.ESTALE, node.name)  # forgotten meanwhile: nobody would close it
         if node.orphan >= 0:
             os.close(node.orphan)
         node.orphan, self._tmp = self._tmp, -1

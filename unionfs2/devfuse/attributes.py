@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from unionfs2 import creds, fileattr, ondisk
 from unionfs2 import nodes as nd
 from unionfs2 import syscalls as sc
-from unionfs2.attrs import stat_with_birth
+from unionfs2.attrs import set_times, stat_with_birth
 from unionfs2.model import SetAttr
 from unionfs2.ondisk import CAPABILITY
 from unionfs2.stack import oserror
@@ -186,11 +186,13 @@ class Attributes:
             return door.attributes(req, node)
         # With a file it is the kernel that writes back, on behalf of somebody who may write.
         by_writer = bool(valid & abi.FATTR_FH)
-        then = partial(self._setattr_now, req, node, new, valid, fh)
-        if not (held_back and (by_writer or node.flags & nd.APPEND_ONLY)):
+        written = node.flags & nd.APPEND_ONLY or (by_writer and node.flags & nd.IMMUTABLE)
+        if held_back and written and node.low is None:
+            set_times(door.stack, node, None, new.mtime_ns)  # it was written when it could be
+            return door.attributes(req, node)
+        if not (held_back and by_writer):
             fs.check_setattr(node, new)
-        elif node.flags & (nd.IMMUTABLE | nd.APPEND_ONLY):
-            then = partial(self._set_time_of_write, req, node, mtime_ns=mtime * _NS + mtime_ns)
+        then = partial(self._setattr_now, req, node, new, valid, fh)
         nameless = by_writer or _only_kills(valid)
         return door.copied_up(node, then, limit=new.size, nameless=nameless)
 
@@ -198,13 +200,6 @@ class Attributes:
         """Whether this may be the time of a write that the kernel held back, not utimensat(2)."""
         wanted = valid & ~(abi.FATTR_CTIME | abi.FATTR_FH)
         return wanted == abi.FATTR_MTIME and self._door.settings.has(abi.WRITEBACK_CACHE)
-
-    def _set_time_of_write(self, req: Request, node: Node, *, mtime_ns: int) -> Outcome:
-        """Of a protected file, to which the write was allowed; the core would refuse it."""
-        if node.low is None and node.is_regular:
-            fd = self._door.files.writing(node).fd
-            sc.futimes(fd, os.fstat(fd).st_atime_ns, mtime_ns)
-        return self._door.attributes(req, node)
 
     def _setattr_now(self, req: Request, node: Node, new: SetAttr, valid: int, fh: int) -> Outcome:
         door, fs = self._door, self._fs
