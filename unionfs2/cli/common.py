@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterable
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from unionfs2.errors import (
     EXIT_OK,
@@ -40,6 +40,13 @@ def guarded(program: str, command: Callable[[], int]) -> int:
             traceback.print_exc()
         say(program, sentence(exc))
         return exit_code_of(exc)
+
+
+def leave(status: int) -> NoReturn:
+    """End this process without taking the interpreter apart, which takes longer than a mount."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def say(program: str, text: str) -> None:
