@@ -479,7 +479,8 @@ def _drop_pages(node_id: int) -> None:
 
 async def _serve(door: Door, mountpoint: str, unmount: Callable[[], None] | None) -> None:
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_end_on_signal, unmount)
+        # Before the first request: a signal that comes right after "ready" must find its handler.
+        await nursery.start(_end_on_signal, unmount)
         nursery.start_soon(_widen_readahead, door, mountpoint)
         await pyfuse3.main()
         nursery.cancel_scope.cancel()
@@ -490,7 +491,10 @@ async def _widen_readahead(door: Door, mountpoint: str) -> None:
     readahead.widen(mountpoint, _READ_MAX)
 
 
-async def _end_on_signal(unmount: Callable[[], None] | None) -> None:
+async def _end_on_signal(
+    unmount: Callable[[], None] | None,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
     """Unmount on the first signal and end; end without more ado on the second.
 
     The loop goes on answering meanwhile: while unmounting, the kernel writes back what was only
@@ -498,6 +502,7 @@ async def _end_on_signal(unmount: Callable[[], None] | None) -> None:
     """
     async with trio.open_nursery() as nursery:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+            task_status.started()
             first = True
             async for number in signals:
                 _log.info("ending on signal %s", signal.Signals(number).name)
