@@ -24,6 +24,8 @@ from . import abi, codec
 from .workers import Later
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from unionfs2.model import Entry
     from unionfs2.nodes import Dir
 
@@ -96,39 +98,41 @@ class Listings:
     # --- answers -------------------------------------------------------------------------------
 
     def readdir(self, req: Request, _fh: int, offset: int, size: int, *_: int) -> Outcome:
-        node = self._door.directory(req.nodeid)
-        entries = self._entries(node, offset)
-        parts = self._dots(node, offset, size, codec.dirent, _ENTRY_PLAIN)
-        room = size - sum(map(len, parts))
-        for position in range(max(0, offset - _DOTS), len(entries)):
-            found = entries[position]
-            if found is None:
-                continue
-            name = found.name
-            room -= _ENTRY_PLAIN + (len(name) + 7 & ~7)
-            if room < 0:
-                break
-            ino = self._number(node, found)
-            if ino is not None:
-                parts.append(codec.dirent(name, ino, position + _DOTS + 1, found.kind))
-        return codec.data(req.unique, b"".join(parts))
+        return self._listed(req, offset, size, _ENTRY_PLAIN, codec.dirent, self._plain)
 
     def readdirplus(self, req: Request, _fh: int, offset: int, size: int, *_: int) -> Outcome:
+        return self._listed(req, offset, size, _ENTRY_PLUS, codec.direntplus_unknown, self._plus)
+
+    def _listed(
+        self,
+        req: Request,
+        offset: int,
+        size: int,
+        fixed: int,
+        dot: Callable[[bytes, int, int, int], bytes],
+        one: Callable[[Dir, Entry, int], bytes | None],
+    ) -> Outcome:
+        """Names from *offset* on, as many as *size* bytes hold, each made by *one*."""
         node = self._door.directory(req.nodeid)
         entries = self._entries(node, offset)
-        parts = self._dots(node, offset, size, codec.direntplus_unknown, _ENTRY_PLUS)
+        parts = self._dots(node, offset, size, dot, fixed)
         room = size - sum(map(len, parts))
         for position in range(max(0, offset - _DOTS), len(entries)):
             found = entries[position]
             if found is None:
                 continue
-            room -= _ENTRY_PLUS + (len(found.name) + 7 & ~7)
+            room -= fixed + (len(found.name) + 7 & ~7)
             if room < 0:
                 break
-            part = self._plus(node, found, position + _DOTS + 1)
+            part = one(node, found, position + _DOTS + 1)
             if part is not None:
                 parts.append(part)
         return codec.data(req.unique, b"".join(parts))
+
+    def _plain(self, node: Dir, found: Entry, next_offset: int) -> bytes | None:
+        """One name; None for one that is not to be shown."""
+        ino = self._number(node, found)
+        return None if ino is None else codec.dirent(found.name, ino, next_offset, found.kind)
 
     def _plus(self, node: Dir, found: Entry, next_offset: int) -> bytes | None:
         """One name with its node; None for one that was removed since the names were taken."""
