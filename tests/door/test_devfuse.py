@@ -483,6 +483,26 @@ def test_idle_workers_go_and_come_again(monkeypatch: pytest.MonkeyPatch) -> None
     assert not workers.busy
 
 
+def test_workers_end_when_they_are_closed() -> None:
+    workers = Workers("closed", lambda: None, 4)
+    gate, done = threading.Event(), threading.Semaphore(0)
+
+    def work() -> None:
+        assert gate.wait(10)
+        done.release()
+
+    for _ in range(6):
+        workers.submit(work)
+    workers.close()
+    gate.set()
+    for _ in range(6):  # what was submitted before is done
+        assert done.acquire(timeout=10)
+    mine = [thread for thread in threading.enumerate() if thread.name == "unionfs2-closed"]
+    for thread in mine:
+        thread.join(5)  # less than the time after which an idle one goes
+        assert not thread.is_alive()
+
+
 # --- nodes ----------------------------------------------------------------------------------------
 
 

@@ -20,6 +20,9 @@ Chunk = bytes | bytearray | memoryview
 _INLINE_BYTES_MAX: Final = 256 << 10  # a stream of this size is hashed before a thread runs
 _WAITING_MAX: Final = 8  # chunks on their way to the thread, so that memory stays bounded
 
+#: Name of a thread that hashes.
+THREAD_NAME: Final = "sha256"
+
 
 class Readable(Protocol):
     """What is read from: a file object, or anything with its read()."""
@@ -118,7 +121,7 @@ class StreamHash:
 
     def _start(self) -> None:
         self._queue = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="sha256", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=THREAD_NAME, daemon=True)
         self._thread.start()
 
     def _run(self) -> None:

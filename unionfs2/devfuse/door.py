@@ -433,6 +433,8 @@ class Door:
         with self.lock:
             for close in self.closing:
                 close()
+        self._readers.close()
+        self._writers.close()
 
 
 def caller_of(req: Request, umask: int = 0) -> Caller:

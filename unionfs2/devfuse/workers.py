@@ -54,7 +54,7 @@ class Workers:
         self._name = name
         self._prepare = prepare
         self._most = most
-        self._queue: queue.SimpleQueue[tuple[Callable[..., object], tuple[object, ...]]]
+        self._queue: queue.SimpleQueue[tuple[Callable[..., object], tuple[object, ...]] | None]
         self._queue = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._threads = 0
@@ -75,20 +75,29 @@ class Workers:
         if grow:
             threading.Thread(target=self._run, name=f"unionfs2-{self._name}", daemon=True).start()
 
+    def close(self) -> None:
+        """Let every thread end as soon as what was submitted is done; nothing is waited for."""
+        with self._lock:
+            for _ in range(self._threads):
+                self._queue.put(None)
+
     def _run(self) -> None:
         self._prepare()
         while True:
             try:
-                work, args = self._queue.get(timeout=_IDLE_S)
+                job = self._queue.get(timeout=_IDLE_S)
             except queue.Empty:
+                job = None
+            if job is None:
                 with self._lock:
                     if self._pending >= self._threads:
                         continue  # something came just now, counted on this thread
                     self._threads -= 1
                     return
+            work, args = job
             try:
                 work(*args)
             finally:
-                del work, args
+                del work, args, job
                 with self._lock:
                     self._pending -= 1
