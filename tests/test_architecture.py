@@ -24,8 +24,8 @@ LEVELS: Final[dict[str, tuple[str, ...]]] = {
     level: tuple(modules.split())
     for level, modules in {
         "0 vocabulary": (
-            "errors logger closing sizes ondisk model storemodel transports option_names options"
-            " store_options"
+            "errors logger closing sizes wakeful ondisk model storemodel transports option_names"
+            " options store_options"
         ),
         "1 system calls": "syscalls mountcalls privilege quotacalls",
         "2 what is on disk": (

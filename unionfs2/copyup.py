@@ -20,6 +20,7 @@ from . import nodes as nd
 from . import ondisk, origin
 from . import syscalls as sc
 from .branch import RealDir
+from .names import UpperNames
 from .nodes import Dir, Node
 from .quota import NAME_RESERVE, NO_ROOM, Room, charge, round_up, symlink_charge
 from .stack import OwnerMayWrite, Stack, oserror
@@ -122,6 +123,7 @@ class CopyJob:
             raise oserror(errno.EEXIST, node.name)
         upper = parent.upper
         assert upper is not None
+        parent.upper_names.arrives(node.name)
         with _ParentTimes(upper), OwnerMayWrite(stack, upper):
             if self._tmp_name:
                 sc.rename(
@@ -506,12 +508,14 @@ def _copy_directory(stack: Stack, node: Dir) -> None:
                 os.close(src)
         finally:
             os.close(dst)
+        parent.upper_names.arrives(node.name)
         with _ParentTimes(parent.upper), OwnerMayWrite(stack, parent.upper):
             _move_directory(stack, name, st, node.name, parent.upper)
     except OSError:
         sc.rmdir(name, dir_fd=w.work_fd)
         raise
     node.upper = parent.upper.child(node.name)
+    node.upper_names = UpperNames(set())
     node.whiteouts = True
     node.flags &= ~nd.NO_XATTRS
     if stack.ledger is not None:
@@ -602,6 +606,7 @@ def _copy_special(stack: Stack, node: Node, st: os.stat_result, temp: bytes) -> 
         if st.st_nlink == 1:
             set_origin(stack, _origin_of(node), dst, follow=False)
         sc.utimes(temp, work_fd, st.st_atime_ns, st.st_mtime_ns)
+        node.parent.upper_names.arrives(node.name)
         with _ParentTimes(upper), OwnerMayWrite(stack, upper):
             sc.rename(temp, work_fd, node.name, upper.at(), sc.RENAME_NOREPLACE)
     except OSError:

@@ -25,6 +25,8 @@ from typing import Any, Final
 
 import trio
 
+from unionfs2.wakeful import Wakeful
+
 _STREAK: Final = 64
 _SPIN_NS: Final = 50_000
 _MISSES_MAX: Final = 3
@@ -58,17 +60,25 @@ class EagerLock:
 class EagerWait:
     """wait_readable() for the one descriptor of a FUSE session."""
 
-    def __init__(self, fd: int, is_busy: Callable[[], bool], spin_ns: int = _SPIN_NS) -> None:
+    def __init__(
+        self,
+        fd: int,
+        is_busy: Callable[[], bool],
+        spin_ns: int = _SPIN_NS,
+        wakeful: Wakeful | None = None,
+    ) -> None:
         poll = select.poll()
         poll.register(fd, select.POLLIN)
         self._poll = poll.poll
         self._is_busy = is_busy
+        self._wakeful = wakeful or Wakeful("off")
         self._streak = 0
         self._misses = 0
         self._spin_ns = spin_ns
         self._may_spin = spin_ns > 0 and len(os.sched_getaffinity(0)) > 1
 
     async def __call__(self, fd: int) -> None:
+        self._wakeful.request()
         if self._streak < _STREAK and (self._poll(0) or self._spin()):
             self._streak += 1
             return
@@ -79,7 +89,9 @@ class EagerWait:
             self._misses = 0
 
     def _spin(self) -> bool:
-        if not self._may_spin or self._misses >= _MISSES_MAX or self._is_busy():
+        if not self._may_spin or self._wakeful.held:
+            return False
+        if self._misses >= _MISSES_MAX or self._is_busy():
             return False
         poll = self._poll
         clock = time.perf_counter_ns
@@ -103,11 +115,11 @@ class _Changed:
         return getattr(self._module, name)
 
 
-def trio_for(fd: int, is_busy: Callable[[], bool], busy_poll: int | None = None) -> Any:
+def trio_for(fd: int, is_busy: Callable[[], bool], busy_poll: int | None, wakeful: Wakeful) -> Any:
     """What pyfuse3 shall use as ``trio`` for the session on *fd*.
 
     *busy_poll* is how many microseconds to look for a request; None leaves that to this module.
     """
     spin_ns = _SPIN_NS if busy_poll is None else busy_poll * 1000
-    lowlevel = _Changed(trio.lowlevel, wait_readable=EagerWait(fd, is_busy, spin_ns))
+    lowlevel = _Changed(trio.lowlevel, wait_readable=EagerWait(fd, is_busy, spin_ns, wakeful))
     return _Changed(trio, Lock=EagerLock, lowlevel=lowlevel)

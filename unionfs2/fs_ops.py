@@ -33,6 +33,7 @@ from .options import MountSpec
 from .runner import Runner
 from .stack import Found
 from .union import UnionFS
+from .wakeful import Wakeful
 
 _log = logging.getLogger(__name__)
 
@@ -561,10 +562,12 @@ def serve(
     if debug:
         options.add("debug")
     pyfuse3.init(door, f"/dev/fd/{fuse_fd}", options)
-    waiting = eager.trio_for(fuse_fd, door.is_busy, spec.busy_poll)
+    wakeful = Wakeful(spec.wakeful)
+    waiting = eager.trio_for(fuse_fd, door.is_busy, spec.busy_poll, wakeful)
     pyfuse3.trio = waiting  # type: ignore[attr-defined]
     _log.debug("serving %s", mountpoint)
     try:
         trio.run(_serve, door, mountpoint, unmount)
     finally:
         pyfuse3.close(unmount=False)
+        wakeful.close()

@@ -110,6 +110,54 @@ def _kind_of(st: os.stat_result) -> int:
     return WHITEOUT if whiteout.is_device(st) else stat.S_IFMT(st.st_mode)
 
 
+class UpperNames:
+    """Which names the upper directory of one node can have, so that it is not asked for others.
+
+    Nobody else changes an upper directory while it is mounted. One that was made here begins empty;
+    another is read when it was asked in vain several times.
+
+    Invariant: while names are known, every name in the directory is among them.
+    """
+
+    __slots__ = ("_misses", "_names")
+
+    #: Fruitless questions that cost as much as reading a small directory, and bytes of a small one.
+    WORTH_MISSES = 8
+    SMALL = 1 << 15
+    NAMES_MAX = 1 << 16
+
+    def __init__(self, names: set[bytes] | None = None) -> None:
+        self._names = names
+        self._misses = 0
+
+    def arrives(self, name: bytes) -> None:
+        """*name* is about to get into the directory."""
+        names = self._names
+        if names is not None:
+            names.add(name)
+            if len(names) > self.NAMES_MAX:
+                self._names = None
+
+    def went(self, name: bytes) -> None:
+        """Nothing is left under *name*."""
+        if self._names is not None:
+            self._names.discard(name)
+
+    def lack(self, name: bytes) -> bool:
+        """Whether it is known that *name* is not in the directory."""
+        return self._names is not None and name not in self._names
+
+    def missed(self, directory: RealDir) -> None:
+        """*directory* was asked for a name that it does not have."""
+        self._misses += 1
+        if self._misses == self.WORTH_MISSES:
+            try:
+                if os.stat(directory.at()).st_size <= self.SMALL:
+                    self._names = {entry.name for entry in read_names(directory)}
+            except OSError:
+                return
+
+
 class LowerNames:
     """Which of the lower directories of one node have a name, marks included.
 

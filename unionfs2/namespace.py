@@ -21,6 +21,7 @@ from . import nodes as nd
 from . import syscalls as sc
 from .creds import Actor
 from .model import Caller
+from .names import UpperNames
 from .nodes import Dir, Node
 from .quota import symlink_charge
 from .stack import Found, Stack, oserror
@@ -134,6 +135,7 @@ class Creator:
         stack = self._stack
         upper = copyup.directory(stack, parent)
         upper_fd = upper.at()
+        parent.upper_names.arrives(name)
         opaque = False
         try:
             with self._actor.acting(caller):
@@ -171,7 +173,9 @@ class Creator:
         assert stack.upper is not None
         ino = stack.ino_of(st, stack.upper)
         if stat.S_ISDIR(st.st_mode):
-            node: Node = Dir(ino, parent.upper.child(name), (), whiteouts=False)
+            made = Dir(ino, parent.upper.child(name), (), whiteouts=False)
+            made.upper_names = UpperNames(set())
+            node: Node = made
         else:
             node = Node(stat.S_IFMT(st.st_mode), ino, None, nd.NO_CAPABILITY)
         node.flags |= nd.PROTECTION_KNOWN
@@ -269,6 +273,7 @@ class Creator:
         upper_fd = upper.at()
         if node.flags & nd.ORIGIN:
             stack.mark_impure(parent)
+        parent.upper_names.arrives(name)
         try:
             self._link_to(node, name, upper_fd)
         except FileExistsError:
@@ -311,6 +316,8 @@ class Creator:
         hide = node.low is not None or stack.lower_positive(parent, name)
         upper = copyup.directory(stack, parent)
         upper_fd = upper.at()
+        if node.low is not None:
+            parent.upper_names.arrives(name)
         with Keeping(stack, node, parent, name):
             if node.low is not None:
                 stack.w.whiteouts.put(name, upper_fd)
@@ -318,6 +325,7 @@ class Creator:
                 self._replace_by_whiteout(name, upper_fd)
             else:
                 sc.unlink(name, dir_fd=upper_fd)
+                parent.upper_names.went(name)
         given_back(stack, node, st)
         stack.recount_directory(upper)
         dropped(stack, node, parent, name)
@@ -347,6 +355,8 @@ class Creator:
             marks = merge.whiteouts_of_empty(stack, node)
         upper = copyup.directory(stack, parent)
         upper_fd = upper.at()
+        if node.upper is None:
+            parent.upper_names.arrives(name)
         with Keeping(stack, node, parent, name):
             if node.upper is None:
                 stack.w.whiteouts.put(name, upper_fd)

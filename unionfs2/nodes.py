@@ -15,7 +15,7 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-from .names import LowerNames
+from .names import LowerNames, UpperNames
 
 if TYPE_CHECKING:
     from .branch import RealDir
@@ -33,6 +33,9 @@ DEAD = 0x40  # removed; no new entries
 NO_CAPABILITY = 0x100  # made here, and nobody has given it a capability since
 OPAQUE = 0x80  # directory known to carry the opaque mark
 STRAYS = 0x200  # directory listed with whiteouts, which its copy-up hides
+
+# Of a directory without an upper, which nobody tells anything.
+_NO_UPPER = UpperNames()
 
 
 class Node:
@@ -97,6 +100,7 @@ class Dir(Node):
         "lowers",
         "misses",
         "upper",
+        "upper_names",
         "whiteouts",
         "xwhiteouts",
     )
@@ -108,6 +112,8 @@ class Dir(Node):
     ) -> None:
         super().__init__(stat.S_IFDIR, ino, None, ORIGIN if lowers else 0)
         self.upper = upper
+        # What is known of the names in the upper; whoever adds one tells it before.
+        self.upper_names = _NO_UPPER if upper is None else UpperNames()
         self.lowers = lowers
         self.children: dict[bytes, Node] = {}
         # May hold whiteouts although nothing merges any more (OVL_WHITEOUTS in the kernel).
@@ -134,9 +140,7 @@ class Dir(Node):
         index = self.index
         if index is None:
             count = len(self.lowers)
-            if count < 2:
-                return count
-            if self.misses < LowerNames.WORTH_MISSES * count:
+            if not count or self.misses < LowerNames.WORTH_MISSES * count:
                 return (1 << count) - 1
             index = self.index = LowerNames.of(self.lowers)
         return index.holders(name, self.lowers, self.misses)

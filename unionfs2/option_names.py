@@ -73,6 +73,7 @@ WORDS: Final[dict[str, tuple[str, dict[str, object]]]] = {
         {"auto": "auto", "on": "on", "off": "off", "1": "on", "0": "off"},
     ),
     "passthrough": ("passthrough", _ON_OFF),
+    "wakeful": ("wakeful", {word: word for word in ("auto", "on", "off")}),
 }
 
 # What the upper directory may grow to: field of each, in bytes and in objects.

@@ -110,6 +110,7 @@ class MountSpec(NamedTuple):
     writeback: str = "auto"  # auto | on | off: whether the kernel holds writes back
     passthrough: bool = False  # the kernel reads and writes open files by itself
     busy_poll: int | None = None  # microseconds to look for a request before sleeping
+    wakeful: str = "auto"  # auto | on | off: keep idle processors awake between close requests
     debug: bool = False
     log: bytes | None = None
     journal: bool = False

@@ -120,6 +120,7 @@ def _move(stack: Stack, old: Place, new: Place, source: Node, target: Node | Non
     assert old.parent.upper is not None
     old_fd = old.parent.upper.at()
     replaced = _replaced(stack, new, target, over_whiteout=over_whiteout)
+    new.parent.upper_names.arrives(new.name)
     with namespace.Keeping(stack, target, new.parent, new.name):
         if marks and isinstance(target, Dir):
             _clear(stack, target, marks)

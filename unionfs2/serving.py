@@ -7,6 +7,7 @@ very mount, told by its id: somebody may have put another one in the same place 
 
 from __future__ import annotations
 
+import fcntl
 import os
 import resource
 from collections.abc import Callable
@@ -76,7 +77,7 @@ def serve_mount(
     Calls *ready* once requests are answered; *warn* before that. *pid* is this process if it ends
     with the mount. Raises UnionFSError or OSError.
     """
-    raise_descriptor_limit()
+    make_room_for_descriptors()
     if spec.userxattr is None:
         spec = spec._replace(userxattr=privilege.default_userxattr())
     check_layers(spec, "fuse")
@@ -126,6 +127,9 @@ def _serve_locked(
             unmount_own(entry)
 
 
+#: Descriptors for which there is room from the start.
+_DESCRIPTORS: Final = 4096
+
 #: The module of each transport; it has a function serve().
 _MODULES: Final[dict[Transport, str]] = {
     "pyfuse3": "unionfs2.fs_ops",
@@ -169,14 +173,24 @@ def transport_of(serve: Serve) -> Transport | None:
     return None
 
 
-def raise_descriptor_limit() -> None:
-    """Use as many descriptors as this process may without asking anybody."""
+def make_room_for_descriptors() -> None:
+    """Use as many descriptors as this process may without asking anybody.
+
+    And have the kernel make the table for many of them at once. It would double it again and again,
+    and where threads share it wait some milliseconds each time until nobody uses the old one
+    (expand_fdtable() of fs/file.c).
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         except (OSError, ValueError):
             _log.debug("the limit of open files stays at %d", soft)
+    last = min(resource.getrlimit(resource.RLIMIT_NOFILE)[0], _DESCRIPTORS) - 1
+    try:
+        os.close(fcntl.fcntl(0, fcntl.F_DUPFD_CLOEXEC, last))
+    except OSError as exc:
+        _log.debug("the table of open files stays as it is: %s", exc)
 
 
 def unmount_own(entry: MountEntry | None) -> None:

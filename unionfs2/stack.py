@@ -251,11 +251,14 @@ class Stack:
         if upper is not None:
             if parent.flags & nd.DEAD:
                 return None  # another directory may have its name by now
-            st = sc.lstat_or_none(name, upper.at())
-            if st is not None:
-                if st.st_mode & _S_IFMT == _S_IFDIR:
-                    return self._upper_dir(parent, name, st)
-                return self._upper_object(parent, name, st)
+            known = parent.upper_names
+            if not known.lack(name):
+                st = sc.lstat_or_none(name, upper.at())
+                if st is not None:
+                    if st.st_mode & _S_IFMT == _S_IFDIR:
+                        return self._upper_dir(parent, name, st)
+                    return self._upper_object(parent, name, st)
+                known.missed(upper)
         holders = parent.holders(name)
         if not holders:
             self._absent = (parent, name)
@@ -480,7 +483,7 @@ class Stack:
 
     def upper_whiteout(self, parent: Dir, name: bytes) -> bool:
         """Whether the upper directory of *parent* holds a whiteout called *name*."""
-        if parent.upper is None:
+        if parent.upper is None or parent.upper_names.lack(name):
             return False
         dir_fd = parent.upper.at()
         st = sc.lstat_or_none(name, dir_fd)

@@ -27,6 +27,7 @@ from tests.support import probe
 from tests.support.model import MDir, MFile, MNode, ModelUnion, MWhiteout, Path, Shown, all_of
 from tests.support.shell import RENAME_EXCHANGE, RENAME_NOREPLACE, Shell, View, view
 from tests.support.unions import memory_directory
+from unionfs2.nodes import DEAD, Dir
 from unionfs2.options import MountSpec
 from unionfs2.union import UnionFS
 
@@ -231,6 +232,13 @@ class CoreAndModel(RuleBasedStateMachine):
         if self.fs is not None:
             on_disk = _read(self.upper, opaque=_OPAQUE[self.userxattr])
             assert _plain(on_disk) == _plain(self.model.upper)
+
+    @invariant()
+    def names_of_the_upper_are_known(self) -> None:
+        for node in self.fs.stack.nodes.by_id.values() if self.fs is not None else ():
+            if isinstance(node, Dir) and node.upper is not None and not node.flags & DEAD:
+                there = os.listdir(os.fsencode(f"/proc/self/fd/{node.upper.at()}"))
+                assert not [name for name in there if node.upper_names.lack(name)]
 
     @invariant()
     def work_is_tidy(self) -> None:

@@ -10,6 +10,7 @@ import trio
 import trio.testing
 
 from unionfs2 import eager
+from unionfs2.wakeful import Wakeful
 
 
 @pytest.fixture
@@ -75,7 +76,7 @@ async def test_it_sleeps_until_something_comes(pipe: tuple[int, int]) -> None:
 
 async def test_closing_ends_the_wait(pipe: tuple[int, int]) -> None:
     read_end, _ = pipe
-    fake = eager.trio_for(read_end, lambda: False)
+    fake = eager.trio_for(read_end, lambda: False, None, Wakeful("off"))
 
     async def sleeper() -> None:
         with pytest.raises(fake.ClosedResourceError):
@@ -129,7 +130,7 @@ def test_nobody_spins_when_it_was_forbidden(pipe: tuple[int, int]) -> None:
         pytest.fail("it was about to spin")
 
     async def main() -> None:
-        wait = eager.trio_for(read_end, busy, busy_poll=0).lowlevel.wait_readable
+        wait = eager.trio_for(read_end, busy, 0, Wakeful("off")).lowlevel.wait_readable
         with trio.move_on_after(0.01):
             await wait(read_end)
 

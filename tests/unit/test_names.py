@@ -12,13 +12,14 @@ from typing import Any
 
 import pytest
 
+from tests.support.shell import me
 from tests.support.tree import Dir, Fifo, Symlink, Tree, Whiteout
 from tests.support.unions import Union, Unions, open_fds, trusted_only
 from unionfs2 import names, opening
 from unionfs2 import syscalls as sc
 from unionfs2.branch import RealDir
 from unionfs2.model import Entry
-from unionfs2.names import LowerNames
+from unionfs2.names import LowerNames, UpperNames
 
 
 def index_of(u: Union, path: str) -> LowerNames:
@@ -216,6 +217,103 @@ def test_a_table_is_made_when_fruitless_questions_have_cost_as_much(unions: Unio
     assert has_table()
     assert root.holders(b"f2") == 4
     assert u.fs.lookup(root, b"none") is None
+
+
+def test_one_lower_directory_is_not_asked_again_and_again(unions: Unions) -> None:
+    u = unions({f"f{number}": "" for number in range(20)})
+    root = u.fs.root
+    for number in range(LowerNames.WORTH_MISSES):
+        assert root.holders(b"none") == 1
+        assert u.fs.lookup(root, b"none%d" % number) is None
+    assert root.holders(b"none") == 0
+    assert root.holders(b"f19") == 1
+    assert u.fs.lookup(root, b"f19") is not None
+    assert sorted(u.sh.names()) == sorted(b"f%d" % number for number in range(20))
+
+
+# --- the upper ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """Names that an upper directory was asked for."""
+    names_asked: list[bytes] = []
+    real = sc.lstat_or_none
+
+    def noting(name: bytes, dir_fd: int) -> os.stat_result | None:
+        names_asked.append(name)
+        return real(name, dir_fd)
+
+    monkeypatch.setattr(sc, "lstat_or_none", noting)
+    return names_asked
+
+
+def test_a_directory_made_here_is_asked_for_what_came_to_it(
+    unions: Unions, asked: list[bytes]
+) -> None:
+    u = unions({"low": {"f": "data", "g": ""}})
+    sh = u.sh
+    sh.hold("low")
+    u.fs.mkdir(u.fs.root, b"new", 0o755, me())[0].lookups += 1
+    sh.write("low/f", b"more")
+    sh.unlink("low/g")
+    asked.clear()
+    assert not sh.exists("new/none")
+    assert not sh.exists("low/none")
+    assert asked == []
+    assert sh.exists("low/f")
+    assert not sh.exists("low/g")
+    assert asked == [b"f", b"g"]
+    sh.create("low/g", b"again")
+    sh.rename("low/g", "new/h")
+    sh.link("new/h", "low/i")
+    assert (sh.read("new/h"), sh.read("low/i")) == (b"again", b"again")
+    assert not sh.exists("low/g")
+    assert sorted(sh.names("low")) == [b"f", b"i"]
+
+
+def test_a_directory_that_was_there_is_read_after_misses(
+    unions: Unions, asked: list[bytes]
+) -> None:
+    u = unions({}, upper={"d": {"there": "", "gone": Whiteout()}})
+    sh = u.sh
+    sh.hold("d")
+    for number in range(UpperNames.WORTH_MISSES):
+        assert not sh.exists(f"d/none{number}")
+    asked.clear()
+    assert not sh.exists("d/none")
+    assert asked == []
+    assert sh.exists("d/there")
+    assert not sh.exists("d/gone")
+    sh.create("d/gone")
+    sh.unlink("d/there")
+    assert sh.names("d") == [b"gone"]
+    assert not sh.exists("d/there")
+
+
+def test_many_names_of_an_upper_are_not_kept(
+    unions: Unions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(UpperNames, "NAMES_MAX", 3)
+    u = unions({}, upper={"d": {}})
+    sh = u.sh
+    u.fs.mkdir(u.fs.root, b"new", 0o755, me())[0].lookups += 1
+    for number in range(5):
+        sh.create(f"new/{number}")
+        assert not sh.exists("new/none")
+    assert len(sh.names("new")) == 5
+    assert all(sh.exists(f"new/{number}") for number in range(5))
+
+
+def test_a_large_upper_directory_is_not_read(
+    unions: Unions, asked: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(UpperNames, "SMALL", 0)
+    u = unions({}, upper={"d": {"f": ""}})
+    u.sh.hold("d")
+    for number in range(3 * UpperNames.WORTH_MISSES):
+        assert not u.sh.exists(f"d/none{number}")
+    assert len(asked) >= 3 * UpperNames.WORTH_MISSES
 
 
 def test_a_large_directory_touched_once_is_not_read(unions: Unions, reads: list[RealDir]) -> None:

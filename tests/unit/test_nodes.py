@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.tree import HardLink
 from tests.support.unions import Unions, open_fds
-from unionfs2.nodes import ROOT_ID, Dir, Node, NodeTable
+from unionfs2.nodes import DEAD, ROOT_ID, Dir, Node, NodeTable
 from unionfs2.union import UnionFS
 
 
@@ -55,6 +55,9 @@ def check_invariants(fs: UnionFS) -> None:
         if isinstance(node, Dir):
             for name, child in node.children.items():
                 assert nodes.by_id.get(child.id) is child, name
+            if node.upper is not None and not node.flags & DEAD:
+                there = os.listdir(os.fsencode(f"/proc/self/fd/{node.upper.at()}"))
+                assert not [name for name in there if node.upper_names.lack(name)]
     for key, node in nodes.by_inode.items():
         assert node.link_key == key
         assert nodes.by_id.get(node.id) is node

@@ -147,14 +147,16 @@ def test_limits_of_the_upper() -> None:
         (b"passthrough=on,passthrough=off", {}),
         (b"busy_poll=0", {"busy_poll": 0}),
         (b"busy_poll=10000", {"busy_poll": 10_000}),
+        (b"wakeful=off", {"wakeful": "off"}),
+        (b"wakeful=on,wakeful=auto", {}),
     ],
 )
 def test_how_a_server_works(text: bytes, fields: dict[str, Any]) -> None:
     assert spec_of(b"lowerdir=/l," + text) == MountSpec(lower=(b"/l",), **fields)
 
 
-def test_writeback_and_busy_poll_mean_nothing_to_the_kernels_overlay() -> None:
-    assert unsupported(spec_of(b"writeback=1,busy_poll=100"), "native") == []
+def test_settings_of_a_server_mean_nothing_to_the_kernels_overlay() -> None:
+    assert unsupported(spec_of(b"writeback=1,busy_poll=100,wakeful=on"), "native") == []
 
 
 def test_a_transport_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,6 +262,8 @@ def test_stray_colons_are_refused(value: bytes) -> None:
         (b"writeback=yes", "use one of auto, on, off"),
         (b"passthrough=auto", "use one of on, off"),
         (b"passthrough,writeback", "exclude"),
+        (b"wakeful", "wakeful=VALUE"),
+        (b"wakeful=yes", "use one of auto, on, off"),
         (b"busy_poll=10001", "from 0 (never) to 10000"),
         (b"busy_poll=-1", "from 0 (never) to 10000"),
         (b"busy_poll=1ms", "from 0 (never) to 10000"),

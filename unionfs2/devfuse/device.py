@@ -24,6 +24,7 @@ import time
 from typing import Final
 
 from unionfs2.logger import Log
+from unionfs2.wakeful import Wakeful
 
 from . import abi
 from .codec import Reply
@@ -98,7 +99,12 @@ class Device:
     """
 
     def __init__(
-        self, fd: int, *, busy_poll_us: int | None = None, in_main_thread: bool = False
+        self,
+        fd: int,
+        *,
+        busy_poll_us: int | None = None,
+        wakeful: str = "off",
+        in_main_thread: bool = False,
     ) -> None:
         self.fd = fd
         self._blocks = in_main_thread
@@ -114,6 +120,7 @@ class Device:
         self._wake_end, self._wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._poll.register(self._wake_end, select.POLLIN)
         self._patience = Patience(BUSY_POLL_US if busy_poll_us is None else busy_poll_us)
+        self._wakeful = Wakeful(wakeful)
         self._ending = False
         self._reading = False
         self._finishing = threading.Lock()
@@ -128,6 +135,7 @@ class Device:
         for fd in (self.fd, self._wake_end, self._wake):
             os.close(fd)
         self.fd = -1
+        self._wakeful.close()
 
     def widen(self, transfer: int) -> None:
         """From now on a message may carry *transfer* bytes of data."""
@@ -174,10 +182,13 @@ class Device:
     def next(self, *, patient: bool = True) -> int:
         """Wait for a message and read it into ``buffer``; its length. Raises Ended.
 
-        *patient*: look again for a moment before sleeping.
+        *patient*: look again for a moment before sleeping, unless waking costs little now.
         """
+        wakeful = self._wakeful
+        wakeful.request()
         while True:
-            if not (patient and self._patience.pays() and self._comes()) and not self._blocks:
+            looked = patient and not wakeful.held and self._patience.pays() and self._comes()
+            if not looked and not self._blocks:
                 self._poll.poll()
             self._reading = True  # from here on end() raises in a signal handler
             try:

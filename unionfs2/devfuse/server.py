@@ -62,7 +62,12 @@ class Server:
             stateless=not limited and not spec.passthrough,
             passthrough=spec.passthrough,
         )
-        self._device = Device(fuse_fd, busy_poll_us=spec.busy_poll, in_main_thread=in_main_thread)
+        self._device = Device(
+            fuse_fd,
+            busy_poll_us=spec.busy_poll,
+            wakeful=spec.wakeful,
+            in_main_thread=in_main_thread,
+        )
         self._door = new_door(fs, self._device, debug=debug)
         self._door.handlers[abi.INIT] = self._init
         self.ending = False
