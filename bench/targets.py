@@ -73,6 +73,7 @@ OUR_SETS = (
     OptionSet(
         "unionfs2-volatile", "transport=devfuse,volatile", synced=False, families=("copy-up",)
     ),
+    OptionSet("unionfs2-asleep", "transport=devfuse,wakeful=off", families=("looking",)),
     OptionSet("unionfs2-nowb", "transport=devfuse,writeback=off", families=("writing",)),
     OptionSet(
         "unionfs2-passthrough", "transport=devfuse,passthrough=on", families=("reading", "writing")

@@ -20,6 +20,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from mmap import mmap
 from pathlib import Path
 from typing import Any, Final
 
@@ -119,12 +120,12 @@ class _Device(PaperDevice):
         self.files: deque[int] = deque([2, 3], 24)
         self._guard = threading.Lock()
 
-    def give_back(self, buffer: bytearray) -> None:
+    def give_back(self, buffer: mmap) -> None:
         """It is not kept."""
 
-    def take_buffer(self) -> bytearray:
+    def take_buffer(self) -> mmap:
         taken = self.buffer
-        self.buffer = bytearray(len(taken))
+        self.buffer = mmap(-1, len(taken))
         return taken
 
     def notify(self, message: bytes) -> bool:
@@ -189,9 +190,9 @@ def one_round(seed: int, count: int) -> Result:
         union = Union(home, lowers, {"up": "upper", "d": {"mine": "u"}}, userxattr=True)
         before = [snapshot(lower) for lower in union.lowers]
         fds = open_fds()
-        talk = Talk(union.fs, (STATELESS, WITH_HANDLES, STATELESS & ~abi.SETXATTR_EXT)[seed % 3])
         device = _Device(result)
-        talk.door.device = talk.device = device  # type: ignore[assignment]
+        flags = (STATELESS, WITH_HANDLES, STATELESS & ~abi.SETXATTR_EXT)[seed % 3]
+        talk = Talk(union.fs, flags, device)
         try:
             with _small_files(), _listening(result):
                 _send(talk, device, Maker(rng, device, talk.fs.files), count)

@@ -27,6 +27,8 @@ from .stack import OwnerMayWrite, Stack, oserror
 
 # Data goes in pieces as in the kernel (OVL_COPY_UP_CHUNK_SIZE), holes are skipped between them.
 _CHUNK = 1 << 20
+# Pieces of a file without holes.
+_DENSE_CHUNK = 16 << 20
 # Files up to this size are copied by one read and one write.
 _AT_ONCE = 64 << 10
 _SECTOR = 512  # unit of st_blocks
@@ -297,12 +299,29 @@ def _copy_charge(node: Node, st: os.stat_result, size: int) -> int:
 
 def copy_data(src: int, dst: int, size: int) -> None:
     """Copy *size* bytes, leaving out holes between pieces of 1 MiB (ovl_copy_up_file())."""
+    if _is_dense(src, size):
+        _copy_dense(src, dst, size)
+        return
     for offset, length in _pieces(src, size):
         done = 0
         while done < length:
             done += _copy_piece(src, dst, offset + done, length - done)
     if os.fstat(dst).st_size < size:
         sc.ftruncate(dst, size)
+
+
+def _is_dense(fd: int, size: int) -> bool:
+    """Whether there is no hole in the first *size* bytes, nor blocks that nobody has written."""
+    try:
+        return os.lseek(fd, 0, os.SEEK_HOLE) >= size
+    except OSError:
+        return False
+
+
+def _copy_dense(src: int, dst: int, size: int) -> None:
+    done = 0
+    while done < size:
+        done += _copy_piece(src, dst, done, min(size - done, _DENSE_CHUNK))
 
 
 def _pieces(src: int, size: int) -> Iterator[tuple[int, int]]:
@@ -331,7 +350,7 @@ def _copy_piece(src: int, dst: int, offset: int, length: int) -> int:
     except OSError as exc:
         if exc.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
             raise
-    data = os.pread(src, length, offset)
+    data = os.pread(src, min(length, _CHUNK), offset)
     if not data:
         raise oserror(errno.EIO)  # the lower file became shorter under our hands
     view = memoryview(data)

@@ -30,7 +30,7 @@ _ATIME_OF = {
 }
 _FDS_PER_BRANCH = 1
 _FDS_RESERVED = 64
-_CACHE_MAX = 1024
+_CACHE_MAX = 4096
 
 
 class Opened:

@@ -128,7 +128,7 @@ def _serve_locked(
 
 
 #: Descriptors for which there is room from the start.
-_DESCRIPTORS: Final = 4096
+_DESCRIPTORS: Final = 8192
 
 #: The module of each transport; it has a function serve().
 _MODULES: Final[dict[Transport, str]] = {

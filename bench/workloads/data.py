@@ -15,6 +15,7 @@ PAGE: Final = 4096
 PAGES: Final = MIB // PAGE
 RANDOM_PER_MIB: Final = 20
 READ_MIB: Final = 1024
+READ_AGAIN: Final = 4
 WRITE_MIB: Final = 256
 _LINE = b"line %08d of a log that is written line by line\n"
 
@@ -27,6 +28,12 @@ def read_sequential(root: Path, size: int) -> None:
         if os.readv(fd, [buffer]) != MIB:
             raise AssertionError("a short read")
     os.close(fd)
+
+
+def read_sequential_again(root: Path, size: int) -> None:
+    """The same, 4 times over."""
+    for _ in range(READ_AGAIN):
+        read_sequential(root, size)
 
 
 def read_random(root: Path, size: int) -> None:
@@ -94,6 +101,10 @@ def write_mapped(root: Path, size: int) -> None:
 WORKLOADS = [
     Workload(
         "read-seq", "read 1 GiB", "reading", LARGE_FILE, READ_MIB, read_sequential, unit="MiB"
+    ),
+    Workload(
+        "read-seq-again", "the same again, 4 times", "reading", LARGE_FILE, READ_MIB,
+        read_sequential_again, read_sequential, unit="MiB", times=READ_AGAIN,
     ),
     Workload(
         "read-random", "20,480 times 4 KiB of 1 GiB", "reading", LARGE_FILE, READ_MIB, read_random,

@@ -1,7 +1,8 @@
 """The same lookups against more and more layers.
 
-Every directory exists in every layer and is merged; the files are dealt out to the layers in turn,
-so that half of the layers lie above the one that has the name.
+``lookup-N``: every directory exists in every layer and is merged; the files are dealt out to the
+layers in turn, so that half of the layers lie above the one that has the name. ``lookup-own-N``:
+every directory belongs to one layer, as most of those do that a package brings.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from typing import Final
 
 from bench.workloads.model import Step, Tree, Workload
 
-COUNTS: Final = (1, 8, 32, 128, 500)
+COUNTS: Final = (1, 2, 8, 32, 128, 500)
+OWN_COUNTS: Final = (2, 128, 500)
 FILES: Final = 3000
 DIRECTORIES: Final = 30
 
@@ -29,6 +31,26 @@ def build_spread(layers: int) -> Step:
             Path(_spread_file(roots[number % layers], number)).write_bytes(b"x" * 100)
 
     return build
+
+
+def build_own(layers: int) -> Step:
+    """Builds `size` small files in 30 directories, each of which is in one of `layers`."""
+
+    def build(root: Path, size: int) -> None:
+        roots = Tree("", build, layers).lowers(root)
+        for layer in roots:
+            layer.mkdir(parents=True, exist_ok=True)
+        for number in range(DIRECTORIES):
+            _own_layer(roots, number).joinpath(f"shared-{number:02}").mkdir()
+        for number in range(size):
+            layer = _own_layer(roots, number % DIRECTORIES)
+            Path(_spread_file(layer, number)).write_bytes(b"x" * 100)
+
+    return build
+
+
+def _own_layer(roots: tuple[Path, ...], directory: int) -> Path:
+    return roots[directory * len(roots) // DIRECTORIES]
 
 
 def _spread_file(root: Path, number: int) -> str:
@@ -48,4 +70,14 @@ def _lookup(layers: int) -> Workload:
     return Workload(name, what, "layers", tree, FILES, stat_spread)
 
 
-WORKLOADS = [_lookup(layers) for layers in COUNTS]
+def _lookup_own(layers: int) -> Workload:
+    name = f"lookup-own-{layers}"
+    tree = Tree(name, build_own(layers), layers)
+    what = f"the same, each directory in one of {layers} layers"
+    return Workload(name, what, "layers", tree, FILES, stat_spread)
+
+
+WORKLOADS = [
+    *[_lookup(layers) for layers in COUNTS],
+    *[_lookup_own(layers) for layers in OWN_COUNTS],
+]

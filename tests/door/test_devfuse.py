@@ -91,14 +91,15 @@ def test_what_has_no_handler_is_answered(talk: Talk, caplog: pytest.LogCaptureFi
 def test_what_is_not_understood_is_answered_and_logged(
     talk: Talk, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert talk.ask(abi.LOOKUP, b"no end").error == errno.EINVAL
+    for name in (b"no end", b"\0", b".\0", b"..\0", b"../x\0", b"f\0\0"):
+        assert talk.ask(abi.LOOKUP, name).error == errno.EINVAL
     assert talk.ask(abi.SETXATTR, pack("IIII", 99, 0, 0, 0), b"user.a\0v").error == errno.EINVAL
     talk.door.process(talk.device.put(b"short"))
     # An answer to number 0 would be a notification.
     for opcode in talk.door.handlers:
         talk.door.process(talk.device.put(message(opcode, body_of(opcode), unique=0)))
     assert talk.device.answers == {}
-    assert len(caplog.records) == 3 + len(talk.door.handlers)
+    assert len(caplog.records) == 8 + len(talk.door.handlers)
 
 
 # --- errors ---------------------------------------------------------------------------------------
@@ -445,6 +446,19 @@ def test_what_copy_up_changed_is_told_before_the_answer(copying: Copying) -> Non
 def test_busy_names_the_node() -> None:
     node = Node(0o100000, 5, None)
     assert Busy(node).node is node
+
+
+def test_a_broken_quick_way_is_told_once_and_left(
+    talk: Talk, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object) -> bytes:
+        raise KeyError("no such thing")
+
+    talk.door.quick[abi.LOOKUP] = broken
+    for _ in range(3):
+        assert talk.lookup(b"f").nodeid
+    assert [record.exc_info is not None for record in caplog.records] == [True]
+    assert abi.LOOKUP not in talk.door.quick
 
 
 # --- workers --------------------------------------------------------------------------------------

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import Counter
+from mmap import mmap
 from typing import TYPE_CHECKING, Final, cast
 
 from tests.support import fusewire
@@ -38,9 +40,9 @@ class PaperDevice:
     """What Device is to a door, with lists in the place of the kernel."""
 
     def __init__(self) -> None:
-        self.buffer = bytearray(TRANSFER_MAX + 8192)
-        self.taken: list[bytearray] = []
-        self.given: list[bytearray] = []
+        self.buffer = mmap(-1, TRANSFER_MAX + 8192)
+        self.taken: list[mmap] = []
+        self.given: list[mmap] = []
         self.notices: list[Answer] = []
         self.answers: dict[int, Answer] = {}
         self.arrived = threading.Condition()
@@ -50,13 +52,13 @@ class PaperDevice:
         self.buffer[: len(text)] = text
         return len(text)
 
-    def take_buffer(self) -> bytearray:
+    def take_buffer(self) -> mmap:
         taken = self.buffer
         self.taken.append(taken)
-        self.buffer = bytearray(len(taken))
+        self.buffer = mmap(-1, len(taken))
         return taken
 
-    def give_back(self, buffer: bytearray) -> None:
+    def give_back(self, buffer: mmap) -> None:
         self.given.append(buffer)
 
     def answer(self, reply: Reply) -> None:
@@ -66,6 +68,12 @@ class PaperDevice:
             assert found.unique not in self.answers, f"{found.unique} was answered before"
             self.answers[found.unique] = found
             self.arrived.notify_all()
+
+    def splice(self, pipe: int, total: int) -> None:
+        text = b""
+        while len(text) < total:
+            text += os.read(pipe, total - len(text))
+        self.answer(text)
 
     def notify(self, message: bytes) -> bool:
         found = fusewire.parse(message)
@@ -77,9 +85,11 @@ class PaperDevice:
 class Talk:
     """One connection. Counts what the kernel has looked up, as the kernel does."""
 
-    def __init__(self, fs: UnionFS, flags: int = STATELESS) -> None:
+    def __init__(
+        self, fs: UnionFS, flags: int = STATELESS, device: PaperDevice | None = None
+    ) -> None:
         self.fs = fs
-        self.device = PaperDevice()
+        self.device = device or PaperDevice()
         self.door = new_door(fs, cast("Device", self.device))
         self.door.settings = Settings(45, flags, TRANSFER_MAX)
         self.known: Counter[int] = Counter()

@@ -25,7 +25,8 @@ Reply = bytes | bytearray | list[bytes | memoryview]
 #: Names and attributes stay valid as long as the mount lives: nobody else writes to its layers.
 CACHE_S: Final = 10**9
 _NS: Final = 10**9
-_DOTS: Final = (b".", b"..")
+#: Names that no request may carry.
+DOTS: Final = (b".", b"..")
 _HEADER_SIZE: Final = abi.IN_HEADER.size
 _OUT_SIZE: Final = abi.OUT_HEADER.size
 
@@ -111,7 +112,7 @@ def _free_name(buffer: Buffer, end: int, start: int = _HEADER_SIZE) -> bytes:
 
 def _one_name(buffer: Buffer, end: int, start: int = _HEADER_SIZE) -> bytes:
     name = _free_name(buffer, end, start)
-    if b"/" in name or name in _DOTS:
+    if b"/" in name or name in DOTS:
         raise ProtocolError("the name leads elsewhere")
     return name
 
@@ -121,7 +122,7 @@ def _two_names(buffer: Buffer, start: int, end: int, *, second_free: bool) -> tu
     if len(parts) != 3 or parts[2] or not parts[0] or not parts[1]:
         raise ProtocolError("not two names")
     for name in parts[: 1 if second_free else 2]:
-        if b"/" in name or name in _DOTS:
+        if b"/" in name or name in DOTS:
             raise ProtocolError("a name leads elsewhere")
     return parts[0], parts[1]
 

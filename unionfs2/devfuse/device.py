@@ -233,6 +233,10 @@ class Device:
             if error != -errno.EIO:
                 self.answer(abi.OUT_HEADER.pack(abi.OUT_HEADER.size, -errno.EIO, unique))
 
+    def splice(self, pipe: int, total: int) -> None:
+        """Send an answer of *total* bytes that waits in *pipe*. OSError: it was not taken."""
+        os.splice(pipe, self.fd, total)
+
     def notify(self, message: bytes) -> bool:
         """Send a notification; False when the kernel does not know the node or the name."""
         try:

@@ -65,6 +65,8 @@ class Names:
         name = buffer[_NAME_AT : length - 1]
         if parent is None or not parent.is_dir or not name or b"/" in name or b"\0" in name:
             return None
+        if buffer[length - 1] or name in codec.DOTS:
+            return None
         found = self._lookup(parent, name)  # type: ignore[arg-type]
         if found is None:
             return codec.no_entry(unique)

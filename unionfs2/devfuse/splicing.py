@@ -45,7 +45,8 @@ class Splicer:
 
         Nothing was sent then. OSError of the device: the request is gone.
         """
-        if not DATA_MIN <= size <= DATA_MAX or offset % abi.PAGE or not self._usable:
+        aligned = offset >= 0 and not offset % abi.PAGE
+        if not aligned or not DATA_MIN <= size <= DATA_MAX or not self._usable:
             return False
         size = min(size, os.fstat(fd).st_size - offset)
         if size < DATA_MIN or not sc.is_cached(fd, offset, size):
@@ -69,7 +70,7 @@ class Splicer:
             self._usable = False
             return False
         try:
-            os.splice(out, self._device.fd, total)
+            self._device.splice(out, total)
         except OSError:
             self.close()
             raise
