@@ -203,9 +203,12 @@ class _ParentTimes:
         return
 
     def __exit__(self, *_: object) -> None:
+        here, times = self._dir, (self._st.st_atime_ns, self._st.st_mtime_ns)
         try:
-            path = sc.fd_path(self._dir.at())
-            sc.utimes_path(path, self._st.st_atime_ns, self._st.st_mtime_ns)
+            if here.parent is None:
+                sc.utimes_path(sc.fd_path(here.at()), *times)
+            else:
+                sc.utimes(here.name, here.parent.at(), *times)
         except OSError:
             return
 
@@ -378,7 +381,8 @@ def copy_metadata(
     Owner first, because chown strips ``security.capability``; mode after the attributes, because
     a server without privilege may need the write bit to set them; times last.
     """
-    sc.fchown(dst, st.st_uid, st.st_gid)
+    if (st.st_uid, st.st_gid) != stack.owner_of_new(dst):
+        sc.fchown(dst, st.st_uid, st.st_gid)
     if not bare:
         copy_xattrs(stack, src, dst, follow=True)
     copy_flags(stack, src, dst)

@@ -124,6 +124,7 @@ class Stack:
         self.changed: list[Node] = []
         # Directories whose listing copy-up changed although no name came or went; likewise.
         self.relisted: list[Dir] = []
+        self._new_owner: tuple[int, int] | None = None
         self._writable: Writable | None = None
         if upper is not None:
             names = TempNames()
@@ -167,6 +168,13 @@ class Stack:
             return os.getxattr(sc.fd_path(fd), self.dialect.opaque) == ondisk.OPAQUE_XWHITEOUTS
         except OSError:
             return False
+
+    def owner_of_new(self, fd: int) -> tuple[int, int]:
+        """(uid, gid) of what this process makes in the work directory, such as *fd*."""
+        if self._new_owner is None:
+            st = os.fstat(fd)
+            self._new_owner = st.st_uid, st.st_gid
+        return self._new_owner
 
     # --- inode numbers -----------------------------------------------------------------------
 

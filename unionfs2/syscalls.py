@@ -533,6 +533,9 @@ def _timespec(ns: int | None) -> _Timespec:
 
 def utimes(name: bytes, dir_fd: int, atime_ns: int | None, mtime_ns: int | None) -> None:
     """utimensat(2) without following; None leaves a time alone."""
+    if atime_ns is not None and mtime_ns is not None:
+        os.utime(name, ns=(atime_ns, mtime_ns), dir_fd=dir_fd, follow_symlinks=False)
+        return
     times = _TwoTimes(_timespec(atime_ns), _timespec(mtime_ns))
     if _libc.utimensat(dir_fd, name, times, AT_SYMLINK_NOFOLLOW) < 0:
         raise _raise(name)

@@ -98,6 +98,24 @@ def _flags(where: bytes, st: os.stat_result) -> int:
     return int.from_bytes(buffer[:4], "little") & _FLAG_MASK
 
 
+def level_access_times(root: bytes, other: bytes) -> None:
+    """Give the files below *other* the access times of their like below *root*.
+
+    What one side has noted of reads, and the other has not, was excused by then; the next mount of
+    the same directories must not bring it up again.
+    """
+    for where, _, names in os.walk(root):
+        for name in names:
+            path = os.path.join(where, name)
+            like = os.path.join(other, os.path.relpath(path, root))
+            try:
+                mine, its = os.lstat(path), os.lstat(like)
+            except FileNotFoundError:
+                continue
+            if stat.S_ISREG(its.st_mode) and mine.st_atime_ns != its.st_atime_ns:
+                os.utime(like, ns=(mine.st_atime_ns, its.st_mtime_ns))
+
+
 def links_outside(found: Upper) -> dict[bytes, int]:
     """Files with more links than names in the upper: a temporary name stayed somewhere."""
     names: dict[bytes, int] = defaultdict(int)

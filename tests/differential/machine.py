@@ -212,6 +212,9 @@ class _Job:
             before = self._views("view")
             self._unmount(bench)
             found += self._stop_if(self._uppers(bench, listed=True))
+            leftovers.level_access_times(
+                *(os.path.join(self._home(bench, index), b"upper") for index in (0, 1))
+            )
             self.swapped = not self.swapped
             self.brought_up |= self.opened
             self._mount(bench)

@@ -160,3 +160,29 @@ def test_writes_through_one_descriptor_clear_each_time(program: Path) -> None:
             os.setxattr(program, CAPABILITY_NAME, CAPABILITY)
             file.write(b"x")
             assert not _has_capability(program)
+
+
+@pytest.mark.parametrize("change", ["write", "append"])
+def test_privileges_given_after_a_write_stay(program: Path, rig: Rig, change: str) -> None:
+    """Also where the write is still in the cache of the kernel when they come."""
+    with program.open("r+b" if change == "write" else "ab", buffering=0) as file:
+        file.write(b"new")
+        os.fchmod(file.fileno(), 0o6755)
+        os.setxattr(file.fileno(), CAPABILITY_NAME, CAPABILITY)
+    assert permissions(program) == 0o6755
+    assert _has_capability(program)
+    assert permissions(rig.top / "program") == 0o6755
+    assert _has_capability(rig.top / "program")
+
+
+def test_a_capability_given_to_a_new_file_stays(rig: Rig) -> None:
+    merged = rig.mount()
+    with (merged / "new").open("xb", buffering=0) as file:
+        file.write(b"x" * 10000)
+        os.setxattr(file.fileno(), CAPABILITY_NAME, CAPABILITY)
+        file.flush()
+    assert _has_capability(merged / "new")
+    assert _has_capability(rig.top / "new")
+    with (merged / "new").open("ab") as file:
+        file.write(b"more")
+    assert not _has_capability(merged / "new")

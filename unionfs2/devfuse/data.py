@@ -312,18 +312,25 @@ class Data:
         if node is None or not node.is_regular:
             node = self._regular(req)
         if node.low is not None or node.flags & corefiles.PROTECTED:
-            cached = bool(write_flags & abi.WRITE_CACHE)
-            appending = self._appends(node, offset, data) if cached else bool(flags & os.O_APPEND)
-            try:
-                self._fs.check_write(node, append=appending)
-            except PermissionError:
-                if cached:
-                    door.drop_pages(node)
-                raise
+            if write_flags & abi.WRITE_CACHE:
+                self._check_write_back(node, offset, data)
+            else:
+                self._fs.check_write(node, append=bool(flags & os.O_APPEND))
         then = partial(self._write_node, req, node, offset, write_flags, flags, data)
         if node.low is None and not door.copies:
             return then()
         return door.copied_up(node, then, nameless=True)
+
+    def _check_write_back(self, node: Node, offset: int, data: memoryview) -> None:
+        """EPERM, and its pages are gone, where a protected file would do more than grow."""
+        try:
+            self._fs.check_write(node, append=False)
+        except PermissionError:
+            try:
+                self._fs.check_write(node, append=self._appends(node, offset, data))
+            except PermissionError:
+                self._door.drop_pages(node)
+                raise
 
     def _appends(self, node: Node, offset: int, data: memoryview) -> bool:
         """Whether a write from the kernel's cache, whole pages, leaves alone what is there."""
