@@ -302,13 +302,11 @@ def _copy_charge(node: Node, st: os.stat_result, size: int) -> int:
 
 def copy_data(src: int, dst: int, size: int) -> None:
     """Copy *size* bytes, leaving out holes between pieces of 1 MiB (ovl_copy_up_file())."""
-    if _is_dense(src, size):
-        _copy_dense(src, dst, size)
-        return
-    for offset, length in _pieces(src, size):
+    pieces = ((0, size),) if _is_dense(src, size) else _pieces(src, size)
+    for offset, length in pieces:
         done = 0
         while done < length:
-            done += _copy_piece(src, dst, offset + done, length - done)
+            done += _copy_piece(src, dst, offset + done, min(length - done, _DENSE_CHUNK))
     if os.fstat(dst).st_size < size:
         sc.ftruncate(dst, size)
 
@@ -319,12 +317,6 @@ def _is_dense(fd: int, size: int) -> bool:
         return os.lseek(fd, 0, os.SEEK_HOLE) >= size
     except OSError:
         return False
-
-
-def _copy_dense(src: int, dst: int, size: int) -> None:
-    done = 0
-    while done < size:
-        done += _copy_piece(src, dst, done, min(size - done, _DENSE_CHUNK))
 
 
 def _pieces(src: int, size: int) -> Iterator[tuple[int, int]]:

@@ -316,10 +316,9 @@ class Creator:
         hide = node.low is not None or stack.lower_positive(parent, name)
         upper = copyup.directory(stack, parent)
         upper_fd = upper.at()
-        if node.low is not None:
-            parent.upper_names.arrives(name)
         with Keeping(stack, node, parent, name):
             if node.low is not None:
+                parent.upper_names.arrives(name)
                 stack.w.whiteouts.put(name, upper_fd)
             elif hide:
                 self._replace_by_whiteout(name, upper_fd)
@@ -355,10 +354,9 @@ class Creator:
             marks = merge.whiteouts_of_empty(stack, node)
         upper = copyup.directory(stack, parent)
         upper_fd = upper.at()
-        if node.upper is None:
-            parent.upper_names.arrives(name)
         with Keeping(stack, node, parent, name):
             if node.upper is None:
+                parent.upper_names.arrives(name)
                 stack.w.whiteouts.put(name, upper_fd)
             elif hide:
                 temp = self._replace_by_whiteout(name, upper_fd, sc.RENAME_EXCHANGE)

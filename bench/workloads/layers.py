@@ -8,6 +8,7 @@ every directory belongs to one layer, as most of those do that a package brings.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -63,21 +64,16 @@ def stat_spread(root: Path, size: int) -> None:
         os.stat(_spread_file(root, number))
 
 
-def _lookup(layers: int) -> Workload:
-    name = f"lookup-{layers}"
-    tree = Tree(name, build_spread(layers), layers)
-    what = f"stat 3,000 files of {layers} layers"
-    return Workload(name, what, "layers", tree, FILES, stat_spread)
-
-
-def _lookup_own(layers: int) -> Workload:
-    name = f"lookup-own-{layers}"
-    tree = Tree(name, build_own(layers), layers)
-    what = f"the same, each directory in one of {layers} layers"
-    return Workload(name, what, "layers", tree, FILES, stat_spread)
+def _lookup(name: str, build: Callable[[int], Step], what: str, layers: int) -> Workload:
+    name = f"{name}-{layers}"
+    tree = Tree(name, build(layers), layers)
+    return Workload(name, f"{what} {layers} layers", "layers", tree, FILES, stat_spread)
 
 
 WORKLOADS = [
-    *[_lookup(layers) for layers in COUNTS],
-    *[_lookup_own(layers) for layers in OWN_COUNTS],
+    *[_lookup("lookup", build_spread, "stat 3,000 files of", layers) for layers in COUNTS],
+    *[
+        _lookup("lookup-own", build_own, "the same, each directory in one of", layers)
+        for layers in OWN_COUNTS
+    ],
 ]

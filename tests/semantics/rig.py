@@ -121,6 +121,15 @@ class Rig:
         """Mount a file system of its own at `at`, removed with the rig."""
         targets.mount("tmpfs", at, "tmpfs", "size=1m")
 
+    def use_small_upper(self) -> None:
+        """From now on the upper is on a file system of 1 MiB."""
+        small = self.base / "small"
+        small.mkdir()
+        self.mount_tmpfs(small)
+        self.upper, self.work = small / "upper", small / "work"
+        self.upper.mkdir()
+        self.work.mkdir()
+
     def complaints(self) -> str:
         """What the servers of this rig had to say; a healthy one is silent."""
         return self._log.read_text() if self._log.exists() else ""

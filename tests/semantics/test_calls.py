@@ -536,12 +536,7 @@ def test_a_directory_of_5000_is_emptied_as_it_is_read_by_two(rig: Rig) -> None:
 
 def on_small_upper(rig: Rig, options: str = "") -> Path:
     """An upper of 1 MiB."""
-    small = rig.base / "small"
-    small.mkdir()
-    rig.mount_tmpfs(small)
-    rig.upper, rig.work = small / "upper", small / "work"
-    rig.upper.mkdir()
-    rig.work.mkdir()
+    rig.use_small_upper()
     return rig.mount(options=options)
 
 

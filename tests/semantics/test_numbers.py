@@ -149,12 +149,7 @@ def test_statfs_is_that_of_the_upper(rig: Rig) -> None:
 
 
 def test_statfs_of_a_small_upper_shows_it_full(rig: Rig) -> None:
-    small = rig.base / "small"
-    small.mkdir()
-    rig.mount_tmpfs(small)
-    rig.upper, rig.work = small / "upper", small / "work"
-    rig.upper.mkdir()
-    rig.work.mkdir()
+    rig.use_small_upper()
     merged = rig.mount()
     before = os.statvfs(merged)
     assert before.f_blocks * before.f_frsize == 1 << 20

@@ -25,8 +25,7 @@ Reply = bytes | bytearray | list[bytes | memoryview]
 #: Names and attributes stay valid as long as the mount lives: nobody else writes to its layers.
 CACHE_S: Final = 10**9
 _NS: Final = 10**9
-#: Names that no request may carry.
-DOTS: Final = (b".", b"..")
+_DOTS: Final = (b".", b"..")
 _HEADER_SIZE: Final = abi.IN_HEADER.size
 _OUT_SIZE: Final = abi.OUT_HEADER.size
 
@@ -110,9 +109,10 @@ def _free_name(buffer: Buffer, end: int, start: int = _HEADER_SIZE) -> bytes:
     return name
 
 
-def _one_name(buffer: Buffer, end: int, start: int = _HEADER_SIZE) -> bytes:
+def one_name(buffer: Buffer, end: int, start: int = _HEADER_SIZE) -> bytes:
+    """The name that ends with a NUL at *end*; ProtocolError if it is none or leads elsewhere."""
     name = _free_name(buffer, end, start)
-    if b"/" in name or name in DOTS:
+    if b"/" in name or name in _DOTS:
         raise ProtocolError("the name leads elsewhere")
     return name
 
@@ -122,7 +122,7 @@ def _two_names(buffer: Buffer, start: int, end: int, *, second_free: bool) -> tu
     if len(parts) != 3 or parts[2] or not parts[0] or not parts[1]:
         raise ProtocolError("not two names")
     for name in parts[: 1 if second_free else 2]:
-        if b"/" in name or name in DOTS:
+        if b"/" in name or name in _DOTS:
             raise ProtocolError("a name leads elsewhere")
     return parts[0], parts[1]
 
@@ -133,7 +133,7 @@ def _decoder_of(opcode: int, row: abi.Row) -> Decoder:
     if layout is None:
         return _without_struct(opcode, row)
     unpack, start = layout.unpack_from, _HEADER_SIZE + layout.size
-    take_name = _free_name if opcode == abi.GETXATTR else _one_name
+    take_name = _free_name if opcode == abi.GETXATTR else one_name
 
     def check(end: int) -> None:
         if end < start:
@@ -166,7 +166,7 @@ def _without_struct(opcode: int, row: abi.Row) -> Decoder:
         del buffer, end
         return ()
 
-    take_name = _free_name if opcode == abi.REMOVEXATTR else _one_name
+    take_name = _free_name if opcode == abi.REMOVEXATTR else one_name
 
     def name(buffer: Buffer, end: int) -> tuple[Any, ...]:
         return (take_name(buffer, end),)

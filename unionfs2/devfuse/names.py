@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from .door import Door, Handler, Outcome, Quick
 
 _S_IFMT = 0o170000
-_NAME_AT = abi.IN_HEADER.size
 _TYPELESS = (0, stat.S_IFREG)
 
 
@@ -62,12 +61,9 @@ class Names:
     ) -> bytes | None:
         """LOOKUP without ceremony; None: the long way, which finds out what is wrong."""
         parent = self._by_id.get(node_id)
-        name = buffer[_NAME_AT : length - 1]
-        if parent is None or not parent.is_dir or not name or b"/" in name or b"\0" in name:
+        if parent is None or not parent.is_dir:
             return None
-        if buffer[length - 1] or name in codec.DOTS:
-            return None
-        found = self._lookup(parent, name)  # type: ignore[arg-type]
+        found = self._lookup(parent, codec.one_name(buffer, length))  # type: ignore[arg-type]
         if found is None:
             return codec.no_entry(unique)
         node, st = found
